@@ -1,0 +1,191 @@
+"""Judges a snapshot: what is wrong, how bad it is, and the JSON that the health routes answer.
+
+`assess` looks at what capture does now. What happened once (holes, parked rows, refused frames) is
+shown as numbers and left to alerts: a hole of last week must not make a good daemon look sick.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tradecore.snapshot import LIVE, ConnectionState, Snapshot
+
+DATABASE_AWAY_LIMIT_S = 30.0
+"""How long the database may be away before the daemon is no longer ready."""
+
+Status = Literal["ok", "degraded", "failed"]
+Part = Literal["database", "feed", "ring"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that is wrong. `blocks` means: not ready because of it."""
+
+    code: str
+    part: Part
+    blocks: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """All that is wrong at one moment; nothing is the good answer."""
+
+    reasons: tuple[Reason, ...]
+
+    @property
+    def ready(self) -> bool:
+        """True when nothing keeps trades from being captured and stored."""
+        return not any(reason.blocks for reason in self.reasons)
+
+    @property
+    def status(self) -> Status:
+        """Return "failed" when not ready, "degraded" when something else is wrong, else "ok"."""
+        if not self.ready:
+            return "failed"
+        return "degraded" if self.reasons else "ok"
+
+    def of(self, part: Part) -> "Health":
+        """Return only what is wrong with one part."""
+        return Health(tuple(reason for reason in self.reasons if reason.part == part))
+
+
+def assess(snapshot: Snapshot) -> Health:
+    """Name everything that is wrong with the running capture; pure."""
+    reasons = [*_database_reasons(snapshot), *_feed_reasons(snapshot), *_ring_reasons(snapshot)]
+    return Health(tuple(reasons))
+
+
+def _database_reasons(snapshot: Snapshot) -> list[Reason]:
+    database = snapshot.database
+    if database.reachable:
+        return []
+    away_s = database.away_s or 0.0
+    long = away_s > DATABASE_AWAY_LIMIT_S
+    text = f"The database has been away for {away_s:.0f} s; trades wait in the ring."
+    return [Reason("database_away", "database", long, text)]
+
+
+def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
+    if snapshot.live_streams == 0:
+        text = f"None of {snapshot.streams_wanted} streams is live; no trade comes in."
+        return [Reason("no_live_stream", "feed", True, text)]
+    reasons = []
+    # A draining connection has handed its streams over to a newer one.
+    waiting = [c for c in snapshot.connections if c.state not in (LIVE, "draining", "closed")]
+    if waiting:
+        names = ", ".join(f"{c.name} {c.state}" for c in waiting)
+        reasons.append(Reason("connection_not_live", "feed", False, f"Not live: {names}."))
+    if snapshot.live_streams < snapshot.streams_wanted:
+        text = f"Only {snapshot.live_streams} of {snapshot.streams_wanted} streams are live."
+        reasons.append(Reason("streams_missing", "feed", False, text))
+    return reasons
+
+
+def _ring_reasons(snapshot: Snapshot) -> list[Reason]:
+    ring = snapshot.ring
+    if not ring.above_high_water:
+        return []
+    text = f"{ring.rows} of {ring.capacity} ring slots are taken; sockets are paused."
+    return [Reason("ring_above_high_water", "ring", True, text)]
+
+
+def overall_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
+    """Return the body of /health."""
+    counters = snapshot.counters
+    return {
+        **_verdict(health),
+        "ready": health.ready,
+        "version": snapshot.version,
+        "uptime_s": round(snapshot.uptime_s, 1),
+        "feed": _feed(snapshot),
+        "ring": _ring(snapshot),
+        "database": asdict(snapshot.database),
+        "counts": {
+            "frames_received": counters.frames_received,
+            "frames_refused": sum(counters.frames_refused.values()),
+            "trades_received": snapshot.trades_received,
+            "trades_stored": counters.trades_stored,
+            "trades_duplicate": counters.trades_duplicate,
+            "trades_refused": sum(counters.trades_refused.values()),
+            "trades_parked": counters.trades_parked,
+            "tickers_stored": counters.tickers_stored,
+            "klines_stored": counters.klines_stored,
+            "reconnects": sum(counters.reconnects.values()),
+            "gaps_detected": counters.gaps_detected,
+            "trades_missing": counters.trades_missing,
+            "holes": snapshot.holes,
+        },
+        "rates": {
+            "trades_received_per_s": round(snapshot.received_per_s, 1),
+            "trades_stored_per_s": round(snapshot.stored_per_s, 1),
+        },
+    }
+
+
+def database_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
+    """Return the body of /health/db."""
+    return {
+        **_verdict(health.of("database")),
+        **asdict(snapshot.database),
+        "pool": asdict(snapshot.pool),
+        "lag_s": round(snapshot.ring.oldest_age_s, 3),
+    }
+
+
+def binance_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
+    """Return the body of /health/binance, with every connection and symbol."""
+    return {
+        **_verdict(health.of("feed")),
+        **_feed(snapshot),
+        "connections": [_connection(connection) for connection in snapshot.connections],
+        "symbols": {
+            state.symbol: {
+                "trades_received": state.trades_received,
+                "last_trade_id": state.last_trade_id,
+                "last_trade_age_s": _rounded(state.last_trade_age_s),
+            }
+            for state in snapshot.symbols
+        },
+    }
+
+
+def ready_json(health: Health) -> dict[str, Any]:
+    """Return the body of /ready."""
+    return {"ready": health.ready, **_verdict(health)}
+
+
+def _verdict(health: Health) -> dict[str, Any]:
+    reasons = [{"code": reason.code, "text": reason.text} for reason in health.reasons]
+    return {"status": health.status, "reasons": reasons}
+
+
+def _feed(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "connections_live": sum(c.state == LIVE for c in snapshot.connections),
+        "connections_total": len(snapshot.connections),
+        "streams_live": snapshot.live_streams,
+        "streams_wanted": snapshot.streams_wanted,
+        "data_age_s": _rounded(snapshot.data_age_s),
+    }
+
+
+def _connection(connection: ConnectionState) -> dict[str, Any]:
+    return {**asdict(connection), "data_age_s": _rounded(connection.data_age_s)}
+
+
+def _ring(snapshot: Snapshot) -> dict[str, Any]:
+    ring = snapshot.ring
+    return {
+        "rows": ring.rows,
+        "capacity": ring.capacity,
+        "fill_ratio": round(ring.rows / ring.capacity, 6),
+        "above_high_water": ring.above_high_water,
+        "oldest_age_s": round(ring.oldest_age_s, 3),
+        # JSON has no infinity: null means that nothing comes in, so no outage fills the ring.
+        "absorbable_s": _rounded(snapshot.absorbable_s),
+    }
+
+
+def _rounded(value_s: float | None) -> float | None:
+    return None if value_s is None or not math.isfinite(value_s) else round(value_s, 3)

@@ -1,0 +1,345 @@
+"""The exposition of a snapshot for Prometheus; `METRICS` is the one table of names and meanings."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from tradecore.snapshot import CONNECTION_STATES, Histogram, Snapshot
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric as Family
+
+Labelled = Iterable[tuple[tuple[str, ...], float]]
+
+
+class Metric(NamedTuple):
+    """One exposed metric; `read` gives a number, labelled numbers, or a `Histogram`."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    read: Callable[[Snapshot], float | Labelled | Histogram]
+
+
+def _keyed(counts: Mapping[str, int]) -> Labelled:
+    return [((key,), value) for key, value in counts.items()]
+
+
+def _connection_states(snapshot: Snapshot) -> Labelled:
+    for connection in snapshot.connections:
+        for state in CONNECTION_STATES:
+            yield (connection.name, state), float(state == connection.state)
+
+
+TRADES_RECEIVED = Metric(
+    "tradecore_trades_received_total",
+    "counter",
+    ("symbol",),
+    "Trades taken into the ring, duplicates left out.",
+    lambda s: [((state.symbol,), state.trades_received) for state in s.symbols],
+)
+
+METRICS: tuple[Metric, ...] = (
+    TRADES_RECEIVED,
+    Metric(
+        "tradecore_frames_received_total",
+        "counter",
+        (),
+        "WebSocket messages received, of any kind.",
+        lambda s: s.counters.frames_received,
+    ),
+    Metric(
+        "tradecore_frames_refused_total",
+        "counter",
+        ("cause",),
+        "Messages that were not understood and not stored.",
+        lambda s: _keyed(s.counters.frames_refused),
+    ),
+    Metric(
+        "tradecore_trades_refused_total",
+        "counter",
+        ("cause",),
+        "Trades that were understood and not taken in; their ids are a known hole.",
+        lambda s: _keyed(s.counters.trades_refused),
+    ),
+    Metric(
+        "tradecore_trades_duplicate_total",
+        "counter",
+        (),
+        "Trades that had come before: the other line, an overlap of connections, a retry.",
+        lambda s: s.counters.trades_duplicate,
+    ),
+    Metric(
+        "tradecore_trades_out_of_order_total",
+        "counter",
+        (),
+        "Trades whose id is below the last one of their symbol.",
+        lambda s: s.counters.trades_out_of_order,
+    ),
+    Metric(
+        "tradecore_gaps_detected_total",
+        "counter",
+        (),
+        "Jumps in the trade ids of a symbol.",
+        lambda s: s.counters.gaps_detected,
+    ),
+    Metric(
+        "tradecore_trades_missing_total",
+        "counter",
+        (),
+        "Trade ids inside the detected gaps.",
+        lambda s: s.counters.trades_missing,
+    ),
+    Metric(
+        "tradecore_tickers_received_total",
+        "counter",
+        (),
+        "Ticker events received.",
+        lambda s: s.counters.tickers_received,
+    ),
+    Metric(
+        "tradecore_klines_received_total",
+        "counter",
+        (),
+        "Kline events received.",
+        lambda s: s.counters.klines_received,
+    ),
+    Metric(
+        "tradecore_trades_stored_total",
+        "counter",
+        (),
+        "Trades committed to raw_trades.",
+        lambda s: s.counters.trades_stored,
+    ),
+    Metric(
+        "tradecore_trades_parked_total",
+        "counter",
+        (),
+        "Trades that the database refused and dead_letters holds.",
+        lambda s: s.counters.trades_parked,
+    ),
+    Metric(
+        "tradecore_tickers_stored_total",
+        "counter",
+        (),
+        "Ticker rows committed.",
+        lambda s: s.counters.tickers_stored,
+    ),
+    Metric(
+        "tradecore_klines_stored_total",
+        "counter",
+        (),
+        "Kline rows committed.",
+        lambda s: s.counters.klines_stored,
+    ),
+    Metric(
+        "tradecore_ring_rows",
+        "gauge",
+        (),
+        "Trades in the ring that wait for their commit.",
+        lambda s: s.ring.rows,
+    ),
+    Metric(
+        "tradecore_ring_capacity_rows",
+        "gauge",
+        (),
+        "Trades the ring can hold.",
+        lambda s: s.ring.capacity,
+    ),
+    Metric(
+        "tradecore_ring_fill_ratio",
+        "gauge",
+        (),
+        "Part of the ring that is taken, 0 to 1.",
+        lambda s: s.ring.rows / s.ring.capacity,
+    ),
+    Metric(
+        "tradecore_ring_absorbable_seconds",
+        "gauge",
+        (),
+        "Outage of the database that the free slots hold at the present rate.",
+        lambda s: s.absorbable_s,
+    ),
+    Metric(
+        "tradecore_ring_oldest_row_age_seconds",
+        "gauge",
+        (),
+        "Age of the oldest trade that waits for its commit.",
+        lambda s: s.ring.oldest_age_s,
+    ),
+    Metric(
+        "tradecore_flush_duration_seconds",
+        "histogram",
+        (),
+        "Time of one flush, from the first encoded row to the commit.",
+        lambda s: s.flush_duration,
+    ),
+    Metric(
+        "tradecore_flush_rows",
+        "histogram",
+        (),
+        "Rows of one flush.",
+        lambda s: s.flush_rows,
+    ),
+    Metric(
+        "tradecore_flush_retries_total",
+        "counter",
+        ("reason",),
+        "Flushes tried again, by the class of the error.",
+        lambda s: _keyed(s.counters.flush_retries),
+    ),
+    Metric(
+        "tradecore_exchange_receive_latency_seconds",
+        "histogram",
+        (),
+        "From the venue's event time to the socket read, by the host clock.",
+        lambda s: s.exchange_receive_latency,
+    ),
+    Metric(
+        "tradecore_receive_commit_latency_seconds",
+        "histogram",
+        (),
+        "From the socket read of a trade to its commit.",
+        lambda s: s.receive_commit_latency,
+    ),
+    Metric(
+        "tradecore_reconnects_total",
+        "counter",
+        ("line",),
+        "Connections to the venue that were opened again.",
+        lambda s: _keyed(s.counters.reconnects),
+    ),
+    Metric(
+        "tradecore_connection_state",
+        "gauge",
+        ("connection", "state"),
+        "1 for the present state of the connection, 0 for the others.",
+        _connection_states,
+    ),
+    Metric(
+        "tradecore_pool_connections",
+        "gauge",
+        ("state",),
+        "Open connections to the database.",
+        lambda s: [(("idle",), s.pool.idle), (("used",), s.pool.used)],
+    ),
+    Metric(
+        "tradecore_database_up",
+        "gauge",
+        (),
+        "1 while the database answers, 0 while it is away.",
+        lambda s: float(s.database.reachable),
+    ),
+    Metric(
+        "tradecore_holes",
+        "gauge",
+        (),
+        "Open holes in the stored trade ids.",
+        lambda s: s.holes,
+    ),
+    Metric(
+        "tradecore_start_timestamp_seconds",
+        "gauge",
+        (),
+        "Host clock when the daemon started, since 1970.",
+        lambda s: s.started_s,
+    ),
+    Metric(
+        "tradecore_process_resident_memory_bytes",
+        "gauge",
+        (),
+        "Resident memory of the daemon, the database left out.",
+        lambda s: s.process.resident_bytes,
+    ),
+    Metric(
+        "tradecore_process_cpu_seconds_total",
+        "counter",
+        (),
+        "User and system CPU time of the daemon.",
+        lambda s: s.process.cpu_s,
+    ),
+    Metric(
+        "tradecore_process_open_fds",
+        "gauge",
+        (),
+        "Open file descriptors of the daemon.",
+        lambda s: s.process.open_fds,
+    ),
+    Metric(
+        "tradecore_build_info",
+        "gauge",
+        ("version",),
+        "Always 1; the labels tell what runs.",
+        lambda s: [((s.version,), 1)],
+    ),
+)
+"""Every metric, in the order of the exposition."""
+
+
+def _bound_text(bound: float) -> str:
+    return "+Inf" if bound == float("inf") else str(float(bound))
+
+
+class _Collector:
+    """Turns one snapshot into metric families, the per-symbol one left out."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator["Family"]:
+        """Yield every family of `METRICS` but `TRADES_RECEIVED`."""
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        for metric in METRICS:
+            if metric is TRADES_RECEIVED:
+                continue
+            value = metric.read(self._snapshot)
+            if isinstance(value, Histogram):
+                seen, buckets = 0, []
+                for bound, count in zip((*value.bounds, float("inf")), value.counts, strict=True):
+                    seen += count
+                    buckets.append((_bound_text(bound), float(seen)))
+                yield HistogramMetricFamily(metric.name, metric.help, buckets, value.sum)
+                continue
+            build = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
+            family = build(metric.name, metric.help, labels=metric.labels)
+            for labels, number in [((), value)] if isinstance(value, (int, float)) else value:
+                family.add_metric(labels, number)
+            yield family
+
+
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+
+def _render_trades_received(snapshot: Snapshot, family: str) -> str:
+    # 1,400 symbols: 0.5 ms here against 11 ms of a blocked loop in generate_latest.
+    lines = [f"# HELP {family} {TRADES_RECEIVED.help}\n# TYPE {family} counter\n"]
+    lines += [
+        f'{TRADES_RECEIVED.name}{{symbol="{state.symbol.translate(_ESCAPES)}"}}'
+        f" {state.trades_received}.0\n"
+        for state in snapshot.symbols
+    ]
+    return "".join(lines)
+
+
+def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
+    """Return the exposition of a snapshot and its content type.
+
+    `accept` is the scraper's Accept header: it decides between the plain text format and
+    OpenMetrics.
+    """
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.registry import CollectorRegistry
+
+    encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(snapshot))
+    text = encode(registry).decode()
+    if content_type.startswith("application/openmetrics-text"):
+        per_symbol = _render_trades_received(snapshot, TRADES_RECEIVED.name.removesuffix("_total"))
+        return (text.removesuffix("# EOF\n") + per_symbol + "# EOF\n").encode(), content_type
+    return (_render_trades_received(snapshot, TRADES_RECEIVED.name) + text).encode(), content_type

@@ -1,0 +1,204 @@
+"""The whole daemon at one moment: what metrics, health and the terminal line read.
+
+The supervisor builds a `Snapshot` on demand from plain C and Python integers; nothing here runs
+in the per-trade path. Fields carry their unit in the name; ages are by the monotonic clock.
+"""
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+CONNECTION_STATES = (
+    "connecting",
+    "subscribing",
+    "live",
+    "stale",
+    "backing_off",
+    "draining",
+    "closed",
+)
+"""Every state of a feed connection, in the order of its life."""
+
+LIVE = "live"
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations in fixed buckets.
+
+    `bounds` are the inclusive upper bounds, rising; `counts` has one more item, for what lies
+    above the last bound, and is not cumulative; `sum` is the sum of all observations.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.bounds) + 1:
+            raise ValueError(f"{len(self.bounds)} bounds need {len(self.bounds) + 1} counts")
+
+    def quantile(self, share: float) -> float:
+        """Return the bound below which `share` (0..1) of the observations lie; 0.0 without any.
+
+        The answer is an upper estimate: the bound of the bucket that holds the quantile, infinity
+        when it lies above the last bound.
+        """
+        wanted = share * sum(self.counts)
+        seen = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            seen += count
+            if count and seen >= wanted:
+                return bound
+        return 0.0
+
+
+class SymbolState(NamedTuple):
+    """One symbol since the daemon started; id and age are None before its first trade."""
+
+    symbol: str
+    trades_received: int
+    last_trade_id: int | None
+    last_trade_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionState:
+    """One feed connection. `name` comes from a bounded set ("A0"), never from an epoch."""
+
+    name: str
+    line: str
+    state: str
+    streams: int
+    data_age_s: float | None
+    """Seconds since the last market data (heartbeats are none); None before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseState:
+    """The database as the flusher last met it; `last_error` carries no secret."""
+
+    embedded: bool
+    reachable: bool
+    away_s: float | None
+    """Seconds since it was last reachable (or since the start); None while it is reachable."""
+    server_version: str | None
+    level: str | None
+    """"plain", "timescale-apache" or "timescale-community"; None until it was asked."""
+    schema_version: int | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingUse:
+    """Rows that wait in the ring for their commit."""
+
+    rows: int
+    capacity: int
+    above_high_water: bool
+    oldest_age_s: float
+    """How long the oldest of them has waited: the lag of the tables. 0.0 when the ring is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolUse:
+    """Connections to the database, `limit` is DB_POOL_SIZE."""
+
+    idle: int
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What only grows, from zero at start; each mapping holds all its keys from the start."""
+
+    frames_received: int
+    frames_refused: Mapping[str, int]
+    trades_refused: Mapping[str, int]
+    trades_duplicate: int
+    trades_out_of_order: int
+    gaps_detected: int
+    trades_missing: int
+    tickers_received: int
+    klines_received: int
+    trades_stored: int
+    trades_parked: int
+    tickers_stored: int
+    klines_stored: int
+    flush_retries: Mapping[str, int]
+    reconnects: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessUse:
+    """What the process takes from the machine."""
+
+    resident_bytes: int
+    cpu_s: float
+    open_fds: int
+
+
+def read_process() -> ProcessUse:
+    """Read the process's own use from /proc/self only, so that it works under ProcSubset=pid."""
+    resident_pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    use = resource.getrusage(resource.RUSAGE_SELF)
+    return ProcessUse(
+        resident_bytes=resident_pages * _PAGE_BYTES,
+        cpu_s=use.ru_utime + use.ru_stime,
+        open_fds=sum(1 for _ in Path("/proc/self/fd").iterdir()),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole daemon at one moment."""
+
+    version: str
+    started_s: float
+    """Host clock at start, seconds since 1970."""
+    uptime_s: float
+    connections: tuple[ConnectionState, ...]
+    streams_wanted: int
+    symbols: tuple[SymbolState, ...]
+    ring: RingUse
+    database: DatabaseState
+    pool: PoolUse
+    counters: Counters
+    holes: int
+    """Open holes in the stored trade ids."""
+    received_per_s: float
+    stored_per_s: float
+    """Trades a second over the last few seconds."""
+    flush_duration: Histogram
+    flush_rows: Histogram
+    exchange_receive_latency: Histogram
+    receive_commit_latency: Histogram
+    process: ProcessUse = field(default_factory=read_process)
+
+    @property
+    def trades_received(self) -> int:
+        """Trades of all symbols that came in, duplicates left out."""
+        return sum(state.trades_received for state in self.symbols)
+
+    @property
+    def live_streams(self) -> int:
+        """Streams on connections that are live."""
+        return sum(c.streams for c in self.connections if c.state == LIVE)
+
+    @property
+    def data_age_s(self) -> float | None:
+        """Seconds since any connection brought market data; None before the first."""
+        return min(
+            (c.data_age_s for c in self.connections if c.data_age_s is not None), default=None
+        )
+
+    @property
+    def absorbable_s(self) -> float:
+        """Seconds of outage that the free slots hold at the present rate; infinity at rate 0."""
+        free = self.ring.capacity - self.ring.rows
+        return free / self.received_per_s if self.received_per_s > 0 else float("inf")
