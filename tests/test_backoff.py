@@ -1,0 +1,119 @@
+from bisect import bisect_right
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tradecore.backoff import AttemptBudget, Backoff
+
+seconds = st.floats(1e-3, 1e5)
+
+
+def highest(low: float, high: float) -> float:
+    return high
+
+
+def test_first_at_once_then_doubled_to_the_cap() -> None:
+    backoff = Backoff(1.0, 30.0, uniform=highest)
+    assert [backoff.next_delay_s() for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.attempts == 8
+    backoff.reset()
+    assert backoff.attempts == 0
+    assert [backoff.next_delay_s() for _ in range(3)] == [0, 1, 2]
+
+
+@given(base=seconds, factor=st.floats(1, 1e4), count=st.integers(1, 200), shares=st.randoms())
+def test_delays_stay_under_the_doubled_ceiling(
+    base: float, factor: float, count: int, shares: Random
+) -> None:
+    cap = base * factor
+    backoff = Backoff(base, cap, uniform=shares.uniform)
+    delays = [backoff.next_delay_s() for _ in range(count)]
+    assert delays[0] == 0
+    for exponent, delay in enumerate(delays[1:]):
+        assert 0 <= delay <= min(cap, base * 2.0 ** min(exponent, 64))
+
+
+def test_jitter_is_full() -> None:
+    """The whole range down to zero is used, so that many clients do not come back together."""
+    backoff = Backoff(1.0, 1.0)
+    backoff.next_delay_s()
+    delays = [backoff.next_delay_s() for _ in range(2000)]
+    assert min(delays) < 0.05
+    assert max(delays) > 0.95
+    assert abs(sum(delays) / len(delays) - 0.5) < 0.05
+
+
+def test_never_overflows() -> None:
+    backoff = Backoff(1e-3, 1e5, uniform=highest)
+    assert max(backoff.next_delay_s() for _ in range(5000)) == 1e5
+
+
+@pytest.mark.parametrize(("base", "cap"), [(0, 1), (-1, 1), (2, 1)])
+def test_refuses_senseless_bounds(base: float, cap: float) -> None:
+    with pytest.raises(ValueError, match="base_s"):
+        Backoff(base, cap)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 7
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def test_budget_keeps_a_margin_below_the_venues_limit() -> None:
+    clock = Clock()
+    budget = AttemptBudget(clock_ns=clock)
+    assert budget.allowed == 270
+    assert [budget.reserve_s() for _ in range(270)] == [0] * 270
+    assert budget.reserve_s() == 300
+    clock.ns += 100 * 10**9
+    assert budget.reserve_s() == 200
+    clock.ns += 300 * 10**9
+    assert budget.reserve_s() == 0
+
+
+@given(
+    limit=st.integers(1, 12),
+    margin=st.floats(0, 0.9),
+    window_ms=st.integers(1, 5000),
+    steps_ms=st.lists(st.integers(0, 3000), min_size=1, max_size=120),
+    patient=st.booleans(),
+)
+def test_no_window_ever_holds_more_than_allowed(
+    limit: int, margin: float, window_ms: int, steps_ms: list[int], patient: bool
+) -> None:
+    """Whether callers wait one after the other or all at once, no window is overdrawn."""
+    clock = Clock()
+    budget = AttemptBudget(limit, window_ms / 1000, margin=margin, clock_ns=clock)
+    made: list[int] = []
+    for step_ms in steps_ms:
+        clock.ns += step_ms * 10**6
+        at_ns = clock.ns + round(budget.reserve_s() * 1e9)
+        made.append(at_ns)
+        if patient:
+            clock.ns = at_ns
+    assert made == sorted(made)
+    assert budget.allowed <= limit
+    for index, first in enumerate(made):
+        inside = bisect_right(made, first + window_ms * 10**6 - 1) - index
+        assert inside <= budget.allowed
+
+
+@given(limit=st.integers(1, 50))
+def test_an_idle_budget_is_full_again(limit: int) -> None:
+    clock = Clock()
+    budget = AttemptBudget(limit, 10, margin=0, clock_ns=clock)
+    for _ in range(2):
+        assert [budget.reserve_s() for _ in range(limit)] == [0] * limit
+        assert budget.reserve_s() == 10
+        clock.ns += 20 * 10**9
+
+
+@pytest.mark.parametrize(("limit", "window", "margin"), [(0, 1, 0), (1, 0, 0), (1, 1, 1)])
+def test_budget_refuses_senseless_bounds(limit: int, window: float, margin: float) -> None:
+    with pytest.raises(ValueError, match="no budget"):
+        AttemptBudget(limit, window, margin=margin)
