@@ -1,0 +1,198 @@
+"""Cursors of the memory-mapped ring, and the checksum that tells a written row from a torn one.
+
+          durable_seq                published_seq
+    --- free ---|--- published, to flush ---|--- free ---      0 <= published - durable <= capacity
+
+Sequences start at 1, never wrap and are never reused; slot = (seq - base_seq) & (capacity - 1).
+When the ring is empty `base_seq` moves up to `published_seq`, so the next row lands in the first
+slot again and the hot part of the file stays in the processor's cache. `base_seq` and
+`durable_seq` live in the file's header and each moves by one aligned 8-byte store, so a process
+killed at any instruction leaves a state that recovery reads right. `published_seq` is not stored:
+recovery finds it from the rows, each of which carries its sequence under a checksum.
+"""
+
+from libc.stdint cimport uint64_t
+
+from tradecore._rows cimport FLAG_VOID
+
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #include <sys/mman.h>
+
+    static inline uint64_t tc_mix(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    /* Over the 60 bytes before the checksum; not cryptographic, it only has to see torn rows. */
+    static inline uint32_t tc_row_checksum(const void *row) {
+        uint64_t w[7];
+        uint32_t tail;
+        uint64_t h;
+        memcpy(w, row, 56);
+        memcpy(&tail, (const char *)row + 56, 4);
+        h = tc_mix(w[0] ^ 0xa0761d6478bd642fULL, w[1] ^ 0xe7037ed1a0b428dbULL)
+          ^ tc_mix(w[2] ^ 0x8ebc6af09c88c6e3ULL, w[3] ^ 0x589965cc75374cc3ULL)
+          ^ tc_mix(w[4] ^ 0x1d8e4e27c47d124fULL, w[5] ^ 0xeb44accab455d165ULL)
+          ^ tc_mix(w[6] ^ 0x2f9be6cc5be4f515ULL, tail ^ 0x9c06faf4d023e3abULL);
+        return (uint32_t)(h ^ (h >> 32));
+    }
+    /* The compiler must not move the stores of a row behind the store that makes it visible. */
+    #define TC_FENCE() __asm__ __volatile__("" ::: "memory")
+    static inline int tc_drop_pages(char *start, char *end) {
+        uintptr_t from = ((uintptr_t)start + 4095) & ~(uintptr_t)4095;
+        uintptr_t to = (uintptr_t)end & ~(uintptr_t)4095;
+        return to > from ? madvise((void *)from, to - from, MADV_DONTNEED) : 0;
+    }
+    """
+    uint32_t tc_row_checksum(const void *row)
+    void fence "TC_FENCE"()
+    int drop_pages "tc_drop_pages"(char *start, char *end)
+
+
+cdef enum:
+    # Released rows whose pages are given back at once: 4 MiB.
+    TRIM_ROWS = 65536
+
+
+cdef uint32_t row_checksum(const trade_row_t *row) noexcept nogil:
+    return tc_row_checksum(row)
+
+
+cdef class RingBuffer:
+    """Rows and cursors over a mapped file; `ring.Ring` opens the file and builds one of these."""
+
+    def __init__(self, buffer, Py_ssize_t rows_at, Py_ssize_t base_at, Py_ssize_t durable_at,
+                 int64_t capacity):
+        """Lay rows and cursors over `buffer` (writable, kept alive).
+
+        `rows_at`, `base_at` and `durable_at` are byte offsets; `capacity` is a power of two.
+        """
+        cdef unsigned char[::1] view = buffer
+        if capacity <= 0 or capacity & (capacity - 1):
+            raise ValueError(f"capacity must be a power of two, not {capacity}")
+        if rows_at % 4096 or rows_at + capacity * <Py_ssize_t>sizeof(trade_row_t) > view.shape[0]:
+            raise ValueError("the rows do not fit into the buffer on a page border")
+        self._owner = buffer
+        self._start = <char *>&view[0]
+        self._rows = <trade_row_t *>&view[rows_at]
+        self._base_seq = <int64_t *>&view[base_at]
+        self._durable_seq = <int64_t *>&view[durable_at]
+        self.capacity = capacity
+        self._mask = capacity - 1
+        self.published_seq = self._durable_seq[0]
+        self._trimmed_seq = self._durable_seq[0]
+
+    cdef trade_row_t *row(self, int64_t seq) noexcept nogil:
+        return &self._rows[(seq - self._base_seq[0]) & self._mask]
+
+    cdef trade_row_t *claim(self) noexcept nogil:
+        """Return the next slot to fill, NULL when the ring is full; nothing is visible yet."""
+        if self.published_seq - self._durable_seq[0] >= self.capacity:
+            return NULL
+        return self.row(self.published_seq)
+
+    cdef void publish(self, trade_row_t *row) noexcept nogil:
+        """Stamp the claimed row and make it visible to the flusher and to recovery."""
+        row.sequence = self.published_seq
+        row.checksum = tc_row_checksum(row)
+        fence()
+        self.published_seq += 1
+
+    @property
+    def durable_seq(self):
+        """Sequence of the oldest row that is not committed."""
+        return self._durable_seq[0]
+
+    @property
+    def base_seq(self):
+        """Sequence that lies in the first slot of the file."""
+        return self._base_seq[0]
+
+    @property
+    def pending(self):
+        """Rows that are published and not durable."""
+        return self.published_seq - self._durable_seq[0]
+
+    @property
+    def oldest_recv_ns(self):
+        """Receive time of the oldest pending row; 0 when the ring is empty."""
+        if self.published_seq == self._durable_seq[0]:
+            return 0
+        return self.row(self._durable_seq[0]).recv_ns
+
+    def span(self, Py_ssize_t max_rows):
+        """Return (first slot, rows) of the oldest pending rows that lie side by side."""
+        cdef int64_t slot = (self._durable_seq[0] - self._base_seq[0]) & self._mask
+        return slot, min(self.published_seq - self._durable_seq[0], self.capacity - slot, max_rows)
+
+    def release(self, Py_ssize_t count):
+        """Free the `count` oldest rows: they are committed. ValueError if there are fewer."""
+        cdef int64_t durable = self._durable_seq[0] + count
+        if count < 0 or durable > self.published_seq:
+            raise ValueError(f"cannot release {count} of {self.pending} rows")
+        self._durable_seq[0] = durable
+        if durable == self.published_seq:
+            if durable - self._base_seq[0] > TRIM_ROWS:
+                self._drop(TRIM_ROWS, self.capacity)
+            self._base_seq[0] = durable
+            self._trimmed_seq = durable
+        elif durable - self._trimmed_seq >= TRIM_ROWS:
+            # Written pages stay in the page cache; only our mapping of them goes.
+            first = (self._trimmed_seq - self._base_seq[0]) & self._mask
+            last = (durable - self._base_seq[0]) & self._mask
+            if first < last:
+                self._drop(first, last)
+            else:
+                self._drop(first, self.capacity)
+                self._drop(0, last)
+            self._trimmed_seq = durable
+
+    cdef void _drop(self, int64_t first, int64_t last) noexcept:
+        """Take slots first..last out of our resident memory (the file keeps them)."""
+        if first < last:
+            drop_pages(<char *>&self._rows[first], <char *>&self._rows[last])
+
+    def recover(self):
+        """Find the rows that a former process published and did not commit.
+
+        Return the number of torn slots among them. After it `pending` counts all of them, the
+        torn ones as void rows that hold no trade. Only a crash of the host can tear a row in the
+        middle; a killed process leaves at most one unfinished row behind the last.
+        """
+        cdef int64_t durable = self._durable_seq[0]
+        cdef int64_t seq
+        cdef int64_t last = durable - 1
+        cdef int64_t torn = 0
+        cdef trade_row_t *row
+        for seq in range(durable, durable + self.capacity):
+            row = self.row(seq)
+            if row.sequence == seq and row.checksum == tc_row_checksum(row):
+                last = seq
+        for seq in range(durable, last):
+            row = self.row(seq)
+            if row.sequence != seq or row.checksum != tc_row_checksum(row):
+                row.sequence = seq
+                row.recv_ns = 0
+                row.flags = FLAG_VOID
+                row.checksum = tc_row_checksum(row)
+                torn += 1
+        self.published_seq = last + 1
+        self._drop(TRIM_ROWS, self.capacity)
+        return torn
+
+    def append(self, rows):
+        """Publish the rows of a TRADE_DTYPE array; return how many found room (tests, tools)."""
+        cdef const unsigned char[::1] data = rows.view("u1")
+        cdef const trade_row_t *source = <const trade_row_t *>&data[0] if len(rows) else NULL
+        cdef trade_row_t *slot
+        cdef Py_ssize_t i
+        for i in range(data.shape[0] // <Py_ssize_t>sizeof(trade_row_t)):
+            slot = self.claim()
+            if slot == NULL:
+                return i
+            slot[0] = source[i]
+            self.publish(slot)
+        return len(rows)
