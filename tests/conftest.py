@@ -1,0 +1,122 @@
+"""A private PostgreSQL for the tests: one server a session, one empty database a test.
+
+TRADECORE_TEST_DSN names a server to use instead; its role must be allowed to create databases.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from tradecore.store.embedded import EmbeddedPostgres
+from tradecore.store.migrate import migrate
+
+FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_connections": "60"}
+"""Server settings for tests that kill no server."""
+
+_counter = itertools.count()
+
+
+def replace_database(dsn: str, database: str) -> str:
+    """Return `dsn` with another database name."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
+
+
+async def _administer(dsn: str, *statements: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder with a short path (a unix socket fits) that every OS user can cross."""
+    folder = Path(tempfile.mkdtemp(prefix="tc-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """DSN of the administrative database of the session's server."""
+    if given := os.environ.get("TRADECORE_TEST_DSN"):
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tc-"))
+    folder.chmod(0o711)
+    server = EmbeddedPostgres(folder, settings=FAST)
+    try:
+        yield asyncio.run(server.start())
+    finally:
+        asyncio.run(server.stop())
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def template(server_dsn: str) -> Iterator[str]:
+    """Name of a migrated database, to be copied."""
+    name = f"tc_template_{os.getpid()}"
+
+    async def build() -> None:
+        await _administer(server_dsn, f"CREATE DATABASE {name} TEMPLATE template0")
+        connection = await asyncpg.connect(replace_database(server_dsn, name))
+        try:
+            await migrate(connection)
+        finally:
+            await connection.close()
+
+    asyncio.run(build())
+    yield name
+    asyncio.run(_administer(server_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def _fresh_database(server_dsn: str, template: str) -> AsyncIterator[str]:
+    name = f"tc_test_{os.getpid()}_{next(_counter)}"
+    await _administer(server_dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    yield replace_database(server_dsn, name)
+    await _administer(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database(server_dsn: str) -> AsyncIterator[str]:
+    """DSN of a fresh and empty database."""
+    async for dsn in _fresh_database(server_dsn, "template0"):
+        yield dsn
+
+
+@pytest.fixture
+async def migrated_database(server_dsn: str, template: str) -> AsyncIterator[str]:
+    """DSN of a fresh database with all tables."""
+    async for dsn in _fresh_database(server_dsn, template):
+        yield dsn
+
+
+@pytest.fixture
+async def connection(migrated_database: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a fresh database with all tables."""
+    connection = await asyncpg.connect(migrated_database)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def pg_server(short_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A server of the test's own, running, for outages: `await pg_server.stop()` and `.start()`.
+
+    Its database (`pg_server.dsn`, the same after every start) has no tables yet.
+    """
+    server = EmbeddedPostgres(short_dir, settings={"autovacuum": "off"})
+    await server.start()
+    yield server
+    await server.stop()

