@@ -125,7 +125,7 @@ def test_symbol_ids_are_dense_and_stay() -> None:
 
 def test_symbols_that_no_frame_can_carry_are_not_added() -> None:
     table = SymbolTable()
-    for symbol in ("", "L" * 41, "币" * 14, "\ud800"):
+    for symbol in ("", "L" * 41, "币" * 14, "\ud800", "A\\B", 'A"B', "A\tB", "\0"):
         with pytest.raises(ValueError):
             table.add(symbol)
     assert len(table) == 0

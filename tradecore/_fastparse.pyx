@@ -123,6 +123,13 @@ cdef inline const symbol_entry_t *_find(
         i = (i + 1) & symbols.mask
 
 
+cdef int _require_id(list names, int symbol_id) except -1:
+    # Without this an id of nobody reads wild memory: lists are indexed unchecked here.
+    if not 0 <= symbol_id < len(names):
+        raise IndexError(f"no symbol has the id {symbol_id}")
+    return 0
+
+
 cdef class SymbolTable:
     """Append-only table of symbols; ids are dense from 0 and hold for the table's life."""
 
@@ -143,7 +150,8 @@ cdef class SymbolTable:
     def add(self, str symbol not None):
         """Return the id of `symbol`, adding it if needed.
 
-        Raises ValueError for an empty symbol or one of more than SYMBOL_MAX_BYTES UTF-8 bytes.
+        Raises ValueError for an empty symbol, one of more than SYMBOL_MAX_BYTES UTF-8 bytes, and
+        one that JSON must escape: the fast path compares a frame's bytes as they stand.
         """
         cdef bytes name = symbol.encode()
         known = self.get(symbol)
@@ -151,6 +159,8 @@ cdef class SymbolTable:
             return known
         if not 0 < len(name) <= SYMBOL_MAX_BYTES:
             raise ValueError(f"symbol {symbol!r} must have 1 to {SYMBOL_MAX_BYTES} UTF-8 bytes")
+        if any(byte < 0x20 or byte == 0x22 or byte == 0x5C for byte in name):
+            raise ValueError(f"symbol {symbol!r} holds a control character, a quote or a backslash")
         if 2 * (len(self._names) + 1) > self.table.mask:
             self._grow()
         symbol_id = len(self._names)
@@ -167,10 +177,12 @@ cdef class SymbolTable:
 
     def name(self, int symbol_id):
         """Return the symbol of an id; IndexError if there is none."""
+        _require_id(self._names, symbol_id)
         return self._names[symbol_id]
 
     def utf8(self, int symbol_id):
         """Return the UTF-8 bytes of the symbol of an id; IndexError if there is none."""
+        _require_id(self._names, symbol_id)
         return self._utf8[symbol_id]
 
     cdef int _grow(self) except -1:
