@@ -1,0 +1,59 @@
+# The hot side of capture: one frame in, one row published.
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+
+from tradecore._fastparse cimport CAUSE_COUNT, SymbolTable, event_t
+from tradecore._ring cimport RingBuffer
+from tradecore.conflator cimport Conflator
+
+cdef enum:
+    LATENCY_BUCKETS = 20
+
+# Ids of one symbol: run_first..run_last reached the ring one after the other, without a gap.
+ctypedef struct track_t:
+    int64_t run_first
+    int64_t run_last
+    int64_t received
+    int64_t last_trade_us
+
+ctypedef struct counters_t:
+    int64_t frames
+    int64_t trades
+    int64_t tickers
+    int64_t klines
+    int64_t controls
+    int64_t duplicate
+    int64_t out_of_order
+    int64_t gaps
+    int64_t missing
+    int64_t ring_full
+    int64_t early
+    int64_t latency_sum_us
+    int64_t latency_count
+
+cdef class Capture:
+    cdef readonly RingBuffer ring
+    cdef readonly Conflator conflator
+    cdef readonly SymbolTable symbols
+    cdef track_t *_tracks
+    cdef int _track_slots
+    cdef counters_t _count
+    cdef int64_t[CAUSE_COUNT] _refused
+    cdef int64_t[CAUSE_COUNT] _reported_ns
+    cdef int64_t[CAUSE_COUNT] _suppressed
+    cdef int64_t[LATENCY_BUCKETS] _latency
+    cdef event_t _event
+    cdef int64_t _wake_rows
+    cdef object _wake
+    cdef int64_t _high_water
+    cdef object _on_high_water
+    cdef bint _above_high_water
+
+    cdef int ingest(
+        self, const char *data, Py_ssize_t size, int64_t recv_ns, uint16_t line, uint32_t epoch
+    ) except 0
+    cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept
+    cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0
+    cdef int end_of_read(self) except -1
+
+cdef int64_t wall_clock_ns() noexcept nogil
+cdef int64_t mono_clock_ns() noexcept nogil

@@ -1,0 +1,10 @@
+from picows import WSListener
+
+from tradecore.capture import Capture
+
+MAX_MESSAGE_BYTES: int
+
+class FrameListener(WSListener):
+    last_data_ns: int
+    data_frames: int
+    def __init__(self, capture: Capture, owner: object, line: int, epoch: int) -> None: ...
