@@ -1,0 +1,382 @@
+"""The COPY bytes against a slow encoder built by hand from the layout in `_copyenc.pyx`."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tradecore._copyenc import (
+    RUN_DTYPE,
+    encode_klines,
+    encode_tickers,
+    encode_trades,
+    find_runs,
+    mask_rows,
+    observe_latency,
+)
+from tradecore.schema import (
+    FLAG_BUYER_IS_MAKER,
+    FLAG_CLOSED,
+    FLAG_VOID,
+    KLINE_COLUMNS,
+    KLINE_DECIMALS,
+    KLINE_DTYPE,
+    TICKER_COLUMNS,
+    TICKER_DECIMALS,
+    TICKER_DTYPE,
+    TRADE_COLUMNS,
+    TRADE_DTYPE,
+)
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+INT128 = st.integers(-(2**127), 2**127 - 1)
+EPOCH_US = 946_684_800_000_000
+EXTREME = 2**63 - 1
+
+
+class Symbols:
+    """Stand-in for a SymbolTable."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def utf8(self, symbol_id: int) -> bytes:
+        return self.names[symbol_id].encode()
+
+
+# ---- the layout by hand ----------------------------------------------------------------------
+
+
+def field(data: bytes | None) -> bytes:
+    return struct.pack(">i", -1) if data is None else struct.pack(">i", len(data)) + data
+
+
+def time_field(unix_us: int) -> bytes:
+    return field(struct.pack(">Q", (unix_us - EPOCH_US) % 2**64))
+
+
+def received_field(recv_ns: int) -> bytes:
+    return time_field(recv_ns // 1000) if recv_ns else field(None)
+
+
+def int8_field(value: int) -> bytes:
+    return field(struct.pack(">q", value))
+
+
+def numeric_field(scaled: int) -> bytes:
+    digits: list[int] = []
+    rest, weight = abs(scaled), -3
+    while rest:
+        rest, digit = divmod(rest, 10000)
+        digits.insert(0, digit)
+        weight += 1
+    while digits and digits[-1] == 0:
+        digits.pop()
+    sign = 0x4000 if scaled < 0 else 0
+    head = struct.pack(">hhHh", len(digits), weight if digits else 0, sign, 8)
+    return field(head + b"".join(struct.pack(">H", digit) for digit in digits))
+
+
+def row_bytes(fields: list[bytes]) -> bytes:
+    return struct.pack(">h", len(fields)) + b"".join(fields)
+
+
+def stream_bytes(rows: list[bytes]) -> bytes:
+    return b"PGCOPY\n\xff\r\n\0" + bytes(8) + b"".join(rows) + b"\xff\xff"
+
+
+def trade_bytes(row: Any, name: str) -> bytes:
+    maker = int(row["flags"]) & FLAG_BUYER_IS_MAKER
+    fields = {
+        "timestamp": time_field(int(row["trade_us"])),
+        "symbol": field(name.encode()),
+        "price": numeric_field(int(row["price_e8"])),
+        "quantity": numeric_field(int(row["quantity_e8"])),
+        "side": field(b"SELL" if maker else b"BUY"),
+        "trade_id": int8_field(int(row["trade_id"])),
+        "received_at": received_field(int(row["recv_ns"])),
+    }
+    return row_bytes([fields[column] for column in TRADE_COLUMNS])
+
+
+def int128(value: Any) -> int:
+    return int(value["lo"]) + (int(value["hi"]) << 64)
+
+
+def event_fields(row: Any, name: str) -> dict[str, bytes]:
+    return {
+        "symbol": field(name.encode()),
+        "event_time": time_field(int(row["event_us"])),
+        "open_time": time_field(int(row["open_us"])),
+        "close_time": time_field(int(row["close_us"])),
+        "first_id": int8_field(int(row["first_id"])),
+        "last_id": int8_field(int(row["last_id"])),
+        "trade_count": int8_field(int(row["trade_count"])),
+        "received_at": received_field(int(row["recv_ns"])),
+    }
+
+
+def ticker_bytes(row: Any, name: str) -> bytes:
+    fields = event_fields(row, name)
+    fields["timestamp"] = time_field(int(row["event_us"]) // 1_000_000 * 1_000_000)
+    fields |= {key: numeric_field(int128(row[key])) for key in TICKER_DECIMALS}
+    return row_bytes([fields[column] for column in TICKER_COLUMNS])
+
+
+def kline_bytes(row: Any, name: str) -> bytes:
+    fields = event_fields(row, name)
+    fields["timestamp"] = time_field(int(row["open_us"]))
+    fields["is_closed"] = field(bytes([int(row["flags"]) & FLAG_CLOSED]))
+    fields |= {key: numeric_field(int128(row[key])) for key in KLINE_DECIMALS}
+    return row_bytes([fields[column] for column in KLINE_COLUMNS])
+
+
+def joined(slices: Any) -> bytes:
+    return b"".join([bytes(piece) for piece in slices])
+
+
+def trades(*rows: dict[str, int]) -> Any:
+    array = np.zeros(len(rows), TRADE_DTYPE)
+    for i, row in enumerate(rows):
+        for key, value in row.items():
+            array[i][key] = value
+    return array
+
+
+# ---- trades ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [0, 1, 9999, 10000, 10**8, 10**8 + 1, 12345678, 6_000_012_000_000, 10**16 - 1, 10**16]
+    + [10**16 + 1, EXTREME, EXTREME - 7, -1, -(2**63), 99_990_000_0001_0000]
+    + [10**k for k in range(19)],
+)
+def test_numeric_is_the_scaled_integer(scaled: int) -> None:
+    rows = trades({"price_e8": scaled, "quantity_e8": scaled, "trade_us": EPOCH_US})
+    assert joined(encode_trades(rows, Symbols("A"))) == stream_bytes([trade_bytes(rows[0], "A")])
+
+
+TRADE = st.fixed_dictionaries(
+    {
+        "trade_id": INT64,
+        "price_e8": INT64,
+        "quantity_e8": INT64,
+        "trade_us": INT64,
+        "recv_ns": st.one_of(st.just(0), INT64),
+        "symbol_id": st.integers(0, 2),
+        "flags": st.integers(0, 3),
+    }
+)
+
+
+@given(st.lists(TRADE, max_size=12), st.data())
+def test_trades_equal_the_layout(values: list[dict[str, int]], data: st.DataObject) -> None:
+    symbols = Symbols("BTCUSDT", "币安人生USDT", "X" * 40)
+    rows = trades(*values)
+    flags = st.lists(st.integers(0, 1), min_size=len(rows), max_size=len(rows))
+    keep = data.draw(st.one_of(st.none(), flags.map(lambda f: np.array(f, np.uint8))))
+    expected = [
+        trade_bytes(row, symbols.names[int(row["symbol_id"])])
+        for i, row in enumerate(rows)
+        if not int(row["flags"]) & FLAG_VOID and (keep is None or keep[i])
+    ]
+    slices = encode_trades(rows, symbols, keep)
+    assert joined(slices) == stream_bytes(expected)
+    assert slices.encoded == len(expected)
+
+
+def test_long_streams_come_in_slices_of_one_buffer() -> None:
+    rows = np.zeros(5000, TRADE_DTYPE)
+    rows["trade_id"] = np.arange(5000)
+    rows["price_e8"] = np.arange(5000) * 10**14
+    symbols = Symbols("BTCUSDT")
+    pieces, sizes, owners = [], [], set()
+    for piece in encode_trades(rows, symbols):
+        pieces.append(bytes(piece))
+        sizes.append(len(piece))
+        owners.add(id(piece.obj))
+    assert b"".join(pieces) == stream_bytes([trade_bytes(row, "BTCUSDT") for row in rows])
+    assert len(owners) == 1
+    assert len(sizes) == 3
+    assert all(131072 <= size < 131072 + 1280 for size in sizes[:-1])
+
+
+def test_two_streams_at_once_do_not_share_a_buffer() -> None:
+    rows = np.zeros(4000, TRADE_DTYPE)
+    rows["trade_id"] = np.arange(4000)
+    other = rows[::-1].copy()
+    symbols = Symbols("BTCUSDT")
+    pairs = list(
+        zip(
+            map(bytes, encode_trades(rows, symbols)),
+            map(bytes, encode_trades(other, symbols)),
+            strict=True,
+        )
+    )
+    assert b"".join(a for a, _ in pairs) == joined(encode_trades(rows, symbols))
+    assert b"".join(b for _, b in pairs) == joined(encode_trades(other, symbols))
+
+
+def test_no_rows_make_an_empty_stream() -> None:
+    assert joined(encode_trades(np.zeros(0, TRADE_DTYPE), Symbols())) == stream_bytes([])
+
+
+def test_symbol_id_beyond_the_table_is_refused() -> None:
+    rows = trades({"symbol_id": 0}, {"symbol_id": 2})
+    slices = encode_trades(rows, Symbols("A", "B"))
+    with pytest.raises(ValueError, match="row 1"):
+        next(slices)
+    with pytest.raises(StopIteration):
+        next(slices)
+    for encode, dtype in ((encode_tickers, TICKER_DTYPE), (encode_klines, KLINE_DTYPE)):
+        row = np.zeros(1, dtype)
+        row["symbol_id"] = 2**32 - 1
+        with pytest.raises(ValueError, match="row 0"):
+            next(encode(row, Symbols("A")))
+
+
+def test_symbols_added_later_are_seen() -> None:
+    symbols = Symbols("A")
+    rows = trades({"symbol_id": 0})
+    joined(encode_trades(rows, symbols))
+    symbols.names.append("BB")
+    rows["symbol_id"] = 1
+    assert joined(encode_trades(rows, symbols)) == stream_bytes([trade_bytes(rows[0], "BB")])
+
+
+def test_wrong_arrays_are_refused() -> None:
+    symbols = Symbols("A")
+    with pytest.raises(TypeError):
+        encode_trades(np.zeros(3, KLINE_DTYPE), symbols)
+    with pytest.raises(ValueError, match="contiguous"):
+        encode_trades(np.zeros(4, TRADE_DTYPE)[::2], symbols)
+    with pytest.raises(ValueError, match="flags"):
+        encode_trades(np.zeros(4, TRADE_DTYPE), symbols, np.ones(3, np.uint8))
+
+
+# ---- tickers and klines ----------------------------------------------------------------------
+
+
+def event_rows(dtype: Any, decimals: tuple[str, ...], values: list[dict[str, int]]) -> Any:
+    rows = np.zeros(len(values), dtype)
+    for row, value in zip(rows, values, strict=True):
+        for key, number in value.items():
+            if key in decimals:
+                row[key]["lo"] = number % 2**64
+                row[key]["hi"] = number >> 64
+            else:
+                row[key] = number
+    return rows
+
+
+def events(decimals: tuple[str, ...]) -> st.SearchStrategy[list[dict[str, int]]]:
+    integers = ("event_us", "recv_ns", "open_us", "close_us", "first_id", "last_id", "trade_count")
+    times = st.integers(-(2**62), 2**62)
+    row = st.fixed_dictionaries(
+        {key: times for key in integers}
+        | {key: st.one_of(INT64, INT128) for key in decimals}
+        | {"symbol_id": st.integers(0, 1), "flags": st.integers(0, 1)}
+    )
+    return st.lists(row, max_size=4)
+
+
+@given(events(TICKER_DECIMALS))
+def test_tickers_equal_the_layout(values: list[dict[str, int]]) -> None:
+    symbols = Symbols("BTCUSDT", "Y" * 40)
+    rows = event_rows(TICKER_DTYPE, TICKER_DECIMALS, values)
+    expected = [ticker_bytes(row, symbols.names[row["symbol_id"]]) for row in rows]
+    assert joined(encode_tickers(rows, symbols)) == stream_bytes(expected)
+
+
+@given(events(KLINE_DECIMALS))
+def test_klines_equal_the_layout(values: list[dict[str, int]]) -> None:
+    symbols = Symbols("BTCUSDT", "Y" * 40)
+    rows = event_rows(KLINE_DTYPE, KLINE_DECIMALS, values)
+    expected = [kline_bytes(row, symbols.names[row["symbol_id"]]) for row in rows]
+    assert joined(encode_klines(rows, symbols)) == stream_bytes(expected)
+
+
+def test_the_longest_ticker_fits_the_room_behind_a_slice() -> None:
+    rows = np.zeros(400, TICKER_DTYPE)
+    for key in TICKER_DECIMALS:
+        rows[key]["lo"] = 2**64 - 1
+        rows[key]["hi"] = 2**63 - 1
+    expected = ticker_bytes(rows[0], "Z" * 40)
+    assert len(expected) <= 930
+    assert joined(encode_tickers(rows, Symbols("Z" * 40))) == stream_bytes([expected] * 400)
+
+
+# ---- walks -----------------------------------------------------------------------------------
+
+
+def slow_runs(rows: Any, symbol_count: int, keep: Any) -> list[tuple[int, ...]]:
+    runs: list[list[int]] = []
+    newest: dict[int, int] = {}
+    for i, row in enumerate(rows):
+        if int(row["flags"]) & FLAG_VOID or not keep[i]:
+            continue
+        owner, trade_id, us = (int(row[key]) for key in ("symbol_id", "trade_id", "trade_us"))
+        at = newest.get(owner)
+        if at is not None and runs[at][1] + 1 == trade_id:
+            runs[at][1] = trade_id
+            runs[at][2] = min(runs[at][2], us)
+            runs[at][3] = max(runs[at][3], us)
+        else:
+            if owner < symbol_count:
+                newest[owner] = len(runs)
+            runs.append([trade_id, trade_id, us, us, i, owner])
+    return [tuple(run) for run in runs]
+
+
+NARROW = st.fixed_dictionaries(
+    {
+        "trade_id": st.one_of(st.integers(0, 6), st.integers(2**63 - 3, 2**63 - 1)),
+        "trade_us": st.integers(0, 5),
+        "symbol_id": st.one_of(st.integers(0, 2), st.just(2**32 - 1)),
+        "flags": st.integers(0, 3),
+    }
+)
+
+
+@given(st.lists(NARROW, max_size=40), st.data())
+def test_runs_equal_the_slow_walk(values: list[dict[str, int]], data: st.DataObject) -> None:
+    rows = trades(*values)
+    keep = np.array([data.draw(st.integers(0, 1)) for _ in values], np.uint8)
+    names = [name for name in RUN_DTYPE.names or () if name != "unused"]
+    for flags in (keep, np.ones(len(values), np.uint8)):
+        runs = find_runs(rows, 3, flags)
+        assert runs.dtype == RUN_DTYPE
+        assert [tuple(int(run[n]) for n in names) for run in runs] == slow_runs(rows, 3, flags)
+
+
+@given(st.lists(NARROW, max_size=40), st.sets(st.tuples(st.integers(0, 2), st.integers(0, 6))))
+def test_mask_clears_the_rows_of_the_cuts(
+    values: list[dict[str, int]], ids: set[tuple[int, int]]
+) -> None:
+    rows = trades(*values)
+    cuts = np.zeros(len(ids), RUN_DTYPE)
+    for cut, (owner, trade_id) in zip(cuts, sorted(ids), strict=True):
+        cut["symbol_id"], cut["first_id"], cut["last_id"] = owner, trade_id, trade_id
+    keep = np.ones(len(rows), np.uint8)
+    hit = [
+        (int(row["symbol_id"]), int(row["trade_id"])) in ids and not int(row["flags"]) & FLAG_VOID
+        for row in rows
+    ]
+    assert mask_rows(rows, cuts, keep) == sum(hit)
+    assert keep.tolist() == [not h for h in hit]
+
+
+def test_latency_histogram_counts_each_row_once() -> None:
+    bounds = np.array([10, 100], np.int64)
+    counts = np.zeros(3, np.int64)
+    recv = [990, 989, 900, 899, 1, 0, 1001]
+    rows = trades(*({"recv_ns": ns} for ns in recv), {"recv_ns": 995, "flags": FLAG_VOID})
+    assert observe_latency(rows, 1000, bounds, counts) == (5, 10 + 11 + 100 + 101 + 999, 1)
+    assert counts.tolist() == [1, 2, 2]
