@@ -17,6 +17,7 @@ from typing import Literal
 import asyncpg
 
 from tradecore.errors import StoreError
+from tradecore.store.pool import read_timescale
 
 Level = Literal["plain", "timescale"]
 """Native daily partitions, or hypertables."""
@@ -248,35 +249,23 @@ async def _history(conn: asyncpg.Connection) -> dict[int, asyncpg.Record] | None
 async def detect_level(conn: asyncpg.Connection) -> Level:
     """Return what the tables are, or in an empty schema what the server lets them be.
 
-    TimescaleDB counts only when the server preloads it: without, creating the extension ends the
-    connection, and hypertables silently omit their compressed rows (StoreError).
+    Raises StoreError when the database uses TimescaleDB and the server does not load it:
+    hypertables would then silently omit their compressed rows.
     """
-    row = await conn.fetchrow(
-        """
-        SELECT (SELECT c.relkind FROM pg_class c
-                WHERE c.relname = 'raw_trades'
-                  AND c.relnamespace = current_schema()::regnamespace) AS kind,
-               EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') AS installed,
-               -- This option is defined by the library that shared_preload_libraries loads.
-               EXISTS (SELECT FROM pg_settings
-                       WHERE name = 'timescaledb.disable_load') AS preloaded,
-               EXISTS (SELECT FROM pg_available_extension_versions
-                       WHERE name = 'timescaledb'
-                         AND (NOT superuser OR trusted
-                              OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)))
-                   AND has_database_privilege(current_database(), 'CREATE') AS creatable
-        """
-    )
-    assert row is not None
-    if row["installed"] and not row["preloaded"]:
+    timescale = await read_timescale(conn)
+    if timescale.version is not None and not timescale.preloaded:
         raise StoreError(
             "this database uses TimescaleDB but the server does not load it: add timescaledb to"
             " shared_preload_libraries and restart the server"
         )
-    if row["kind"] is not None:
-        return "plain" if row["kind"] == b"p" else "timescale"
-    usable = row["installed"] or row["creatable"]
-    return "timescale" if row["preloaded"] and usable else "plain"
+    kind = await conn.fetchval(
+        "SELECT relkind FROM pg_class"
+        " WHERE relname = 'raw_trades' AND relnamespace = current_schema()::regnamespace"
+    )
+    if kind is not None:
+        return "plain" if kind == b"p" else "timescale"
+    usable = timescale.version is not None or timescale.creatable
+    return "timescale" if timescale.preloaded and usable else "plain"
 
 
 async def _reach_timescale(conn: asyncpg.Connection) -> None:

@@ -1,0 +1,206 @@
+"""Reads DATABASE_URL before asyncpg does, so that a mistake is a sentence and never a leak.
+
+asyncpg takes the first '@' for the end of the password: one that is not written %40 would turn
+the rest of the password into a host name and send it to a name server.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from ssl import SSLContext, create_default_context
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from tradecore.errors import StoreError
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
+_CONNECTION_PARAMETERS = {
+    *("host", "port", "user", "password", "dbname", "database", "service", "sslmode"),
+    *("sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+    *("target_session_attrs", "krbsrvname", "gsslib", *_FILES),
+}
+_IGNORED = {
+    *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval"),
+    *("keepalives_count", "channel_binding", "gssencmode", "sslcompression", "sslsni"),
+    *("fallback_application_name", "load_balance_hosts", "client_encoding", "require_auth"),
+    *("requirepeer", "gssdelegation", "sslcertmode"),
+}
+"""Parameters of libpq that asyncpg would hand to the server, which refuses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dsn:
+    """A checked DSN. `str()` and `repr()` hold no secret."""
+
+    text: str = field(repr=False)
+    """What asyncpg takes, password and all."""
+    masked: str
+    """For logs and people: postgresql://user:***@host:port/name."""
+    hosts: tuple[str, ...]
+    """Host names, addresses or socket folders; empty when the environment decides."""
+    settings: Mapping[str, str]
+    """Server settings that the DSN asks for, such as search_path."""
+    ssl: SSLContext | None = field(repr=False)
+    """Set when asyncpg cannot make it from the text (sslrootcert=system)."""
+    warnings: tuple[str, ...]
+    """Sentences for the log: what is ignored, what is not safe."""
+
+    def __str__(self) -> str:
+        return self.masked
+
+    def arguments(self) -> dict[str, Any]:
+        """Return keyword arguments for `asyncpg.connect` and `asyncpg.create_pool`."""
+        return {"dsn": self.text} if self.ssl is None else {"dsn": self.text, "ssl": self.ssl}
+
+
+def parse_dsn(text: str) -> Dsn:
+    """Check `text`, a PostgreSQL URL, and return what to connect with.
+
+    Raises StoreError that says what is wrong and what would be right, without the text itself.
+    """
+    text = text.strip()
+    url = _split(text)
+    auth, _, hostspec = url.netloc.rpartition("@")
+    query = _query(url.query)
+    hosts = _hosts(hostspec) or _hosts(query.get("host", ""))
+    for port in filter(None, query.get("port", "").split(",")):
+        _check_port(port)
+    mode = query.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
+    if mode not in _SSL_MODES:
+        raise _wrong(f"sslmode={mode} does not exist, it is one of {', '.join(_SSL_MODES)}")
+    remote = [host for host in hosts if not _is_local(host)]
+    warnings = [f"{name} in DATABASE_URL is ignored" for name in query if name in _IGNORED]
+    query = {name: value for name, value in query.items() if name not in _IGNORED}
+
+    context = None
+    if query.get("sslrootcert") == "system":
+        del query["sslrootcert"]
+        if query.pop("sslmode", "verify-full") != "verify-full":
+            raise _wrong("sslrootcert=system goes with sslmode=verify-full only")
+        mode = "verify-full"
+        if any(not host.startswith("/") for host in hosts):
+            context = _system_context(query)
+    for name in _FILES:
+        if name in query and not os.access(query[name], os.R_OK):
+            raise _wrong(f"{name}={query[name]} is no readable file")
+    if context is None and mode.startswith("verify") and remote:
+        _require_root_certificate(query)
+    if remote and mode != "verify-full":
+        warnings.append(
+            f"the database at {', '.join(remote)} is not verified (sslmode={mode}): anyone on the"
+            " way can read and change what is stored; add sslmode=verify-full&sslrootcert=system"
+        )
+    return Dsn(
+        text=url._replace(query=urlencode(query, quote_via=quote)).geturl(),
+        masked=_mask(auth, hostspec, url.path, query),
+        hosts=tuple(hosts),
+        settings={n: v for n, v in query.items() if n not in _CONNECTION_PARAMETERS},
+        ssl=context,
+        warnings=tuple(warnings),
+    )
+
+
+def _wrong(problem: str) -> StoreError:
+    return StoreError(f"DATABASE_URL is wrong: {problem}")
+
+
+def _split(text: str) -> SplitResult:
+    """Take the URL apart; raise for what a stray character in a password does to it."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise _wrong("it is no URL; write postgresql://user:password@host:5432/name")
+    if scheme.partition("+")[0] in ("postgresql", "postgres") and "+" in scheme:
+        raise _wrong(f"write postgresql:// in place of {scheme}://")
+    if scheme not in ("postgresql", "postgres"):
+        raise _wrong(f"it begins with {scheme[:20]}://, not with postgresql://")
+    if re.search(r"[\s\x00-\x1f]", text):
+        raise _wrong("it holds white space; write %20 for a space")
+    if re.search(r"%(?![0-9a-fA-F]{2})", text):
+        raise _wrong("a % in it is no escape; write %25 for the character itself")
+    if "#" in text:
+        raise _wrong("it holds a #; write %23 for it")
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if authority.count("@") > 1:
+        raise _wrong("it holds more than one @; write %40 for one in the user or password")
+    if "@" not in authority and "@" in rest.partition("?")[0]:
+        raise _wrong("there is a / before the @; write %2F for one in the user or password")
+    if re.search(r"[\[\]]", authority.partition("@")[0]) and "@" in authority:
+        raise _wrong("it holds [ or ] in the user or password; write %5B and %5D for them")
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise _wrong("its host part cannot be read; write user:password@host:5432") from None
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+    except ValueError:
+        raise _wrong("what follows the ? is not name=value&name=value") from None
+    return {name: value for name, value in pairs if value}
+
+
+def _hosts(hostspec: str) -> list[str]:
+    """Return the hosts of a comma list of host, host:port, [address]:port or /folder."""
+    hosts = []
+    for spec in hostspec.split(",") if hostspec else []:
+        match = re.fullmatch(r"(/.*|%2[fF].*|\[[^\]]+\]|[^:\[\]]*)(?::(.*))?", spec)
+        if match is None or not match[1]:
+            raise _wrong("a host in it cannot be read; an IPv6 address goes in brackets")
+        if match[2] is not None and not match[1].startswith("/"):
+            _check_port(match[2])
+        hosts.append(unquote(match[1].strip("[]")))
+    return hosts
+
+
+def _check_port(text: str) -> None:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise _wrong(
+            "a port is no number from 1 to 65535; write %2F and %3F for / and ? in a password"
+        )
+
+
+def _is_local(host: str) -> bool:
+    if host.startswith("/") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _system_context(query: Mapping[str, str]) -> SSLContext:
+    """Return a context that trusts the machine's certificate store and checks the host name."""
+    context = create_default_context()
+    context.set_alpn_protocols(["postgresql"])
+    if "sslcert" in query:
+        try:
+            context.load_cert_chain(
+                query["sslcert"], query.get("sslkey"), lambda: query.get("sslpassword", "")
+            )
+        except OSError as exc:
+            raise _wrong(f"sslcert={query['sslcert']} cannot be used: {exc}") from exc
+    return context
+
+
+def _require_root_certificate(query: Mapping[str, str]) -> None:
+    given = query.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    if not given and not Path("~/.postgresql/root.crt").expanduser().exists():
+        raise _wrong(
+            "sslmode=verify-* needs a root certificate; add sslrootcert=system or"
+            " sslrootcert=/path/of/root.crt"
+        )
+
+
+def _mask(auth: str, hostspec: str, path: str, query: Mapping[str, str]) -> str:
+    user, _, password = auth.partition(":")
+    user = user or quote(query.get("user", ""))
+    secret = ":***" if password or "password" in query else ""
+    name = path.strip("/") or query.get("dbname") or query.get("database") or ""
+    shown = f"postgresql://{user}{secret}{'@' if user or secret else ''}{hostspec}/{name}"
+    where = {n: query[n] for n in ("host", "port", "service") if n in query}
+    return f"{shown}?{urlencode(where, safe='/,:')}" if where else shown
