@@ -1,0 +1,271 @@
+"""The ledger's arithmetic: what is stored, what a batch adds, which holes that opens or fills.
+
+Pure functions, no I/O; `sink` runs what they decide inside the transaction of the rows. All lists
+of ranges are sorted by id and disjoint.
+
+    stored    1───────100         201──────300          ranges of trade_coverage
+    piece               101──150                        what the batch brings
+    after     1──────────────150  201──────300          adjacent ranges are merged
+    hole                 151──200                       was 101──200; what lies between two ranges
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tradecore.schema import FLAG_VOID
+
+MAX_ID = 2**63 - 1
+
+
+class Range(NamedTuple):
+    """Ids that are stored or about to be: all of first_id..last_id, with their time span."""
+
+    first_id: int
+    last_id: int
+    first_us: int
+    """Least trade time of the rows, microseconds since 1970; not always that of first_id."""
+    last_us: int
+
+    @property
+    def rows(self) -> int:
+        return self.last_id - self.first_id + 1
+
+
+class Span(NamedTuple):
+    """Ids, nothing said of their rows."""
+
+    first_id: int
+    last_id: int
+
+
+@dataclass(slots=True)
+class Change:
+    """What storing some pieces does to one symbol's ranges and holes."""
+
+    removed: list[int] = field(default_factory=list)
+    """first_id of ranges that became part of another."""
+    extended: list[Range] = field(default_factory=list)
+    """Ranges that keep their first_id."""
+    added: list[Range] = field(default_factory=list)
+    opened: list[Span] = field(default_factory=list)
+    """New holes: between the pieces and the newest or oldest range so far."""
+    filled: list[Span] = field(default_factory=list)
+    """Pieces that lie inside a hole: it gets smaller, falls in two, or goes."""
+
+
+def join_runs(runs: npt.NDArray[Any]) -> tuple[dict[int, list[Range]], bool]:
+    """Return the pieces by symbol id of runs as `find_runs` gives them.
+
+    The second value tells whether an id came twice; the time spans are exact only if none did.
+    """
+    pieces: dict[int, list[Range]] = {}
+    for first_id, last_id, first_us, last_us, _, symbol_id, _ in runs.tolist():
+        pieces.setdefault(symbol_id, []).append(Range(first_id, last_id, first_us, last_us))
+    repeated = False
+    for symbol_id, found in pieces.items():
+        if len(found) > 1:
+            found.sort()
+            repeated = repeated or any(b.first_id <= a.last_id for a, b in pairwise(found))
+            pieces[symbol_id] = _join(found)
+    return pieces, repeated
+
+
+def _join(ranges: Iterable[Range]) -> list[Range]:
+    """Merge what overlaps or adjoins."""
+    joined: list[Range] = []
+    for item in ranges:
+        if joined and item.first_id <= joined[-1].last_id + 1:
+            joined[-1] = _union(joined[-1], item)
+        else:
+            joined.append(item)
+    return joined
+
+
+def _union(a: Range, b: Range) -> Range:
+    return Range(
+        min(a.first_id, b.first_id),
+        max(a.last_id, b.last_id),
+        min(a.first_us, b.first_us),
+        max(a.last_us, b.last_us),
+    )
+
+
+def mask_repeats(rows: npt.NDArray[Any], keep: npt.NDArray[np.uint8]) -> int:
+    """Clear `keep` of all but the first arrival of each id; return how many were cleared."""
+    live = np.flatnonzero((keep != 0) & ((rows["flags"] & FLAG_VOID) == 0))
+    ids, owners = rows["trade_id"][live], rows["symbol_id"][live]
+    # Stable: of equal ids the first arrival comes first.
+    order = np.lexsort((ids, owners))
+    ids, owners = ids[order], owners[order]
+    repeats = live[order[1:][(ids[1:] == ids[:-1]) & (owners[1:] == owners[:-1])]]
+    keep[repeats] = 0
+    return len(repeats)
+
+
+def overlaps(pieces: Sequence[Range], stored: Sequence[Range]) -> list[Span]:
+    """Return what of `pieces` is stored already."""
+    found: list[Span] = []
+    i = j = 0
+    while i < len(pieces) and j < len(stored):
+        first_id = max(pieces[i].first_id, stored[j].first_id)
+        last_id = min(pieces[i].last_id, stored[j].last_id)
+        if first_id <= last_id:
+            found.append(Span(first_id, last_id))
+        if pieces[i].last_id < stored[j].last_id:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def add_pieces(pieces: Sequence[Range], stored: Sequence[Range]) -> Change:
+    """Return what storing `pieces` changes.
+
+    No piece overlaps a stored range. `stored` holds at least, for every piece, the nearest range
+    below and above it.
+    """
+    change = Change()
+    marked = sorted([*((item, True) for item in pieces), *((item, False) for item in stored)])
+    for merged, group in _groups(marked):
+        old = [item.first_id for item, is_piece in group if not is_piece]
+        if len(old) == len(group):
+            continue
+        if old and old[0] == merged.first_id:
+            change.extended.append(merged)
+            change.removed += old[1:]
+        else:
+            change.added.append(merged)
+            change.removed += old
+    if not stored:
+        change.opened = _holes(pieces)
+        return change
+    oldest, newest = stored[0], stored[-1]
+    below = [item for item in pieces if item.last_id < oldest.first_id]
+    above = [item for item in pieces if item.first_id > newest.last_id]
+    change.opened = _holes([*below, oldest]) + _holes([newest, *above])
+    inside = pieces[len(below) : len(pieces) - len(above)]
+    change.filled = [Span(item.first_id, item.last_id) for item in inside]
+    return change
+
+
+def _groups(
+    marked: Sequence[tuple[Range, bool]],
+) -> list[tuple[Range, list[tuple[Range, bool]]]]:
+    """Put ranges that adjoin together, each group with its union."""
+    groups: list[tuple[Range, list[tuple[Range, bool]]]] = []
+    for item in marked:
+        if groups and item[0].first_id == groups[-1][0].last_id + 1:
+            merged, group = groups[-1]
+            groups[-1] = (_union(merged, item[0]), [*group, item])
+        else:
+            groups.append((item[0], [item]))
+    return groups
+
+
+def _holes(ranges: Sequence[Range]) -> list[Span]:
+    """Return what lies between consecutive ranges."""
+    return [
+        Span(a.last_id + 1, b.first_id - 1)
+        for a, b in pairwise(ranges)
+        if a.last_id + 1 < b.first_id
+    ]
+
+
+# ---- the history of holes --------------------------------------------------------------------
+
+
+class Gap(NamedTuple):
+    """A row of trade_gaps. The rows without filled_by are the holes of today, exactly."""
+
+    id: int
+    first_id: int
+    last_id: int
+    origin: Any
+    """Equal for parts of what was one hole: its cause and time of detection."""
+    filled_by: str | None
+
+
+class GapWrite(NamedTuple):
+    """A new range for row `id`, or for a copy of it; `filled` says that it is no hole any more."""
+
+    id: int
+    first_id: int
+    last_id: int
+    filled: bool
+
+
+@dataclass(slots=True)
+class GapChange:
+    """Rows of trade_gaps to copy (first), to alter and to delete."""
+
+    copied: list[GapWrite] = field(default_factory=list)
+    altered: list[GapWrite] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+
+
+def fill_gaps(filled: Sequence[Span], gaps: Sequence[Gap], filled_by: str) -> GapChange:
+    """Return how the history tells that the ids in `filled` arrived through `filled_by`.
+
+    A hole that is filled in part is split. Parts that adjoin become one row again, so that a
+    hole which is filled page by page ends as one row. `gaps` holds the rows that overlap or adjoin
+    one of `filled`.
+    """
+    rows = {gap.id: gap for gap in gaps}
+    copies: list[Gap] = []  # rows to come, under the id of the row they are copied from
+    for span in filled:
+        for gap in [*rows.values(), *copies]:
+            part = Span(max(span.first_id, gap.first_id), min(span.last_id, gap.last_id))
+            if gap.filled_by is None and part.first_id <= part.last_id:
+                _fill_part(rows, copies, gap, part, filled_by)
+    before = {gap.id: gap for gap in gaps}
+    return GapChange(
+        copied=[_gap_write(gap) for gap in copies],
+        altered=[_gap_write(gap) for gap in rows.values() if gap != before[gap.id]],
+        removed=[gap_id for gap_id in before if gap_id not in rows],
+    )
+
+
+def _gap_write(gap: Gap) -> GapWrite:
+    return GapWrite(gap.id, gap.first_id, gap.last_id, gap.filled_by is not None)
+
+
+def _fill_part(
+    rows: dict[int, Gap], copies: list[Gap], gap: Gap, part: Span, filled_by: str
+) -> None:
+    parts: list[Gap] = []  # what becomes of the hole
+    if gap.first_id < part.first_id:
+        parts.append(gap._replace(last_id=part.first_id - 1))
+    if part.last_id < gap.last_id:
+        parts.append(gap._replace(first_id=part.last_id + 1))
+    piece = gap._replace(first_id=part.first_id, last_id=part.last_id, filled_by=filled_by)
+    for other in [*rows.values(), *copies]:
+        if (other.origin, other.filled_by) == (gap.origin, filled_by) and (
+            other.last_id + 1 == part.first_id or part.last_id + 1 == other.first_id
+        ):
+            grown = other._replace(
+                first_id=min(other.first_id, part.first_id),
+                last_id=max(other.last_id, part.last_id),
+            )
+            _put(rows, copies, other, [grown])
+            break
+    else:
+        parts.append(piece)
+    _put(rows, copies, gap, parts)
+
+
+def _put(rows: dict[int, Gap], copies: list[Gap], old: Gap, new: list[Gap]) -> None:
+    """Put `new` in the place of `old`; what has no place becomes a copy."""
+    if rows.get(old.id) == old:
+        if new:
+            rows[old.id] = new[0]
+            copies += new[1:]
+        else:
+            del rows[old.id]
+    else:
+        copies.remove(old)
+        copies += new
