@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from hypothesis import strategies as st
 from plain_frames import (
+    CANDLE,
     KLINE,
     STREAM_NAMES,
     SYMBOL_IDS,
@@ -146,8 +147,6 @@ def klines(draw: st.DrawFn) -> tuple[Members, Fields]:
     values: dict[str, Value] = {"s": symbol, "x": closed, **numbers}
     values |= {key: stamps[key][0] for key in "tT"}
     values |= {key: text for key, (text, _) in amounts.items()}
-    candle = KLINE.value("k")
-    assert isinstance(candle, Members)
     fields: Fields = {
         "symbol_id": SYMBOL_IDS[symbol],
         "event_us": stamps["E"][1],
@@ -159,7 +158,7 @@ def klines(draw: st.DrawFn) -> tuple[Members, Fields]:
         "is_closed": closed,
     }
     fields |= {name: amounts[key][1] for key, name in KLINE_DECIMALS.items()}
-    return KLINE.replaced(E=stamps["E"][0], s=symbol, k=candle.replaced(**values)), fields
+    return KLINE.replaced(E=stamps["E"][0], s=symbol, k=CANDLE.replaced(**values)), fields
 
 
 @st.composite
