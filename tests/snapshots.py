@@ -1,0 +1,77 @@
+"""A healthy snapshot with distinct values everywhere, to be changed by tests."""
+
+from dataclasses import replace
+from typing import Any
+
+from tradecore.snapshot import (
+    ConnectionState,
+    Counters,
+    DatabaseState,
+    Histogram,
+    PoolUse,
+    ProcessUse,
+    RingUse,
+    Snapshot,
+    SymbolState,
+)
+
+HEALTHY = Snapshot(
+    version="0.1.0",
+    started_s=1_700_000_000.5,
+    uptime_s=12.34,
+    connections=(
+        ConnectionState(name="A0", line="A", state="live", streams=4, data_age_s=0.25),
+        ConnectionState(name="B0", line="B", state="live", streams=2, data_age_s=0.5),
+    ),
+    streams_wanted=6,
+    symbols=(
+        SymbolState("BTCUSDT", 1001, 5_000_000_001, 0.25),
+        SymbolState("ETHUSDT", 0, None, None),
+    ),
+    ring=RingUse(rows=256, capacity=1024, above_high_water=False, oldest_age_s=0.125),
+    database=DatabaseState(
+        embedded=True,
+        reachable=True,
+        away_s=None,
+        server_version="18.6",
+        level="plain",
+        schema_version=3,
+        last_error=None,
+    ),
+    pool=PoolUse(idle=3, used=1, limit=20),
+    counters=Counters(
+        frames_received=1002,
+        frames_refused={"truncated": 1003, "unknown_event": 0},
+        trades_refused={"ring_full": 1004},
+        trades_duplicate=1005,
+        trades_out_of_order=1006,
+        gaps_detected=1007,
+        trades_missing=1008,
+        tickers_received=1009,
+        klines_received=1010,
+        trades_stored=1011,
+        trades_parked=1012,
+        tickers_stored=1013,
+        klines_stored=1014,
+        flush_retries={"08": 1015, "40": 0},
+        reconnects={"A": 1016, "B": 0},
+    ),
+    holes=7,
+    received_per_s=64.0,
+    stored_per_s=32.0,
+    flush_duration=Histogram((0.001, 0.01), (1, 2, 3), 0.5),
+    flush_rows=Histogram((10, 100), (4, 5, 6), 789.0),
+    exchange_receive_latency=Histogram((0.05,), (7, 8), 1.5),
+    receive_commit_latency=Histogram((0.1, 0.15), (90, 9, 1), 2.5),
+    process=ProcessUse(resident_bytes=50_000_000, cpu_s=1.25, open_fds=17),
+)
+
+
+def changed(**changes: Any) -> Snapshot:
+    """Return `HEALTHY` with fields replaced; `ring__rows=1` reaches into a nested one."""
+    flat = {key: value for key, value in changes.items() if "__" not in key}
+    for path, value in changes.items():
+        if "__" in path:
+            outer, inner = path.split("__")
+            flat[outer] = replace(flat.get(outer, getattr(HEALTHY, outer)), **{inner: value})
+    return replace(HEALTHY, **flat)

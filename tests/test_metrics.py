@@ -1,0 +1,215 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_plain
+from snapshots import HEALTHY, changed
+
+from tradecore.metrics import METRICS, render
+from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_process
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+NAMES = """\
+tradecore_trades_received_total{symbol}
+tradecore_frames_received_total{}
+tradecore_frames_refused_total{cause}
+tradecore_trades_refused_total{cause}
+tradecore_trades_duplicate_total{}
+tradecore_trades_out_of_order_total{}
+tradecore_gaps_detected_total{}
+tradecore_trades_missing_total{}
+tradecore_tickers_received_total{}
+tradecore_klines_received_total{}
+tradecore_trades_stored_total{}
+tradecore_trades_parked_total{}
+tradecore_tickers_stored_total{}
+tradecore_klines_stored_total{}
+tradecore_ring_rows{}
+tradecore_ring_capacity_rows{}
+tradecore_ring_fill_ratio{}
+tradecore_ring_absorbable_seconds{}
+tradecore_ring_oldest_row_age_seconds{}
+tradecore_flush_duration_seconds{}
+tradecore_flush_rows{}
+tradecore_flush_retries_total{reason}
+tradecore_exchange_receive_latency_seconds{}
+tradecore_receive_commit_latency_seconds{}
+tradecore_reconnects_total{line}
+tradecore_connection_state{connection,state}
+tradecore_pool_connections{state}
+tradecore_database_up{}
+tradecore_holes{}
+tradecore_start_timestamp_seconds{}
+tradecore_process_resident_memory_bytes{}
+tradecore_process_cpu_seconds_total{}
+tradecore_process_open_fds{}
+tradecore_build_info{version}
+"""
+"""What dashboards and alerts rely on: a change here is a change for users."""
+
+VALUES = {
+    'trades_received_total{symbol="BTCUSDT"}': 1001,
+    'trades_received_total{symbol="ETHUSDT"}': 0,
+    "frames_received_total": 1002,
+    'frames_refused_total{cause="truncated"}': 1003,
+    'frames_refused_total{cause="unknown_event"}': 0,
+    'trades_refused_total{cause="ring_full"}': 1004,
+    "trades_duplicate_total": 1005,
+    "trades_out_of_order_total": 1006,
+    "gaps_detected_total": 1007,
+    "trades_missing_total": 1008,
+    "tickers_received_total": 1009,
+    "klines_received_total": 1010,
+    "trades_stored_total": 1011,
+    "trades_parked_total": 1012,
+    "tickers_stored_total": 1013,
+    "klines_stored_total": 1014,
+    "ring_rows": 256,
+    "ring_capacity_rows": 1024,
+    "ring_fill_ratio": 0.25,
+    "ring_absorbable_seconds": 12,
+    "ring_oldest_row_age_seconds": 0.125,
+    'flush_duration_seconds_bucket{le="0.001"}': 1,
+    'flush_duration_seconds_bucket{le="0.01"}': 3,
+    'flush_duration_seconds_bucket{le="+Inf"}': 6,
+    "flush_duration_seconds_count": 6,
+    "flush_duration_seconds_sum": 0.5,
+    'flush_rows_bucket{le="10.0"}': 4,
+    'flush_rows_bucket{le="100.0"}': 9,
+    'flush_rows_bucket{le="+Inf"}': 15,
+    "flush_rows_count": 15,
+    "flush_rows_sum": 789,
+    'flush_retries_total{reason="08"}': 1015,
+    'flush_retries_total{reason="40"}': 0,
+    'exchange_receive_latency_seconds_bucket{le="0.05"}': 7,
+    'exchange_receive_latency_seconds_bucket{le="+Inf"}': 15,
+    "exchange_receive_latency_seconds_count": 15,
+    "exchange_receive_latency_seconds_sum": 1.5,
+    'receive_commit_latency_seconds_bucket{le="0.1"}': 90,
+    'receive_commit_latency_seconds_bucket{le="0.15"}': 99,
+    'receive_commit_latency_seconds_bucket{le="+Inf"}': 100,
+    "receive_commit_latency_seconds_count": 100,
+    "receive_commit_latency_seconds_sum": 2.5,
+    'reconnects_total{line="A"}': 1016,
+    'reconnects_total{line="B"}': 0,
+    **{
+        f'connection_state{{connection="{name}",state="{state}"}}': float(state == "live")
+        for name in ("A0", "B0")
+        for state in CONNECTION_STATES
+    },
+    'pool_connections{state="idle"}': 3,
+    'pool_connections{state="used"}': 1,
+    "database_up": 1,
+    "holes": 7,
+    "start_timestamp_seconds": 1_700_000_000.5,
+    "process_resident_memory_bytes": 50_000_000,
+    "process_cpu_seconds_total": 1.25,
+    "process_open_fds": 17,
+    'build_info{version="0.1.0"}': 1,
+}
+
+
+def samples(text: str, parse=parse_plain) -> dict[str, float]:
+    found = {}
+    for family in parse(text):
+        for sample in family.samples:
+            labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+def test_names_and_labels_are_the_promised_ones():
+    assert "".join(f"{m.name}{{{','.join(m.labels)}}}\n" for m in METRICS) == NAMES
+
+
+def test_names_follow_the_rules():
+    for metric in METRICS:
+        assert (metric.type == "counter") == metric.name.endswith("_total"), metric.name
+        assert metric.help.endswith("."), metric.name
+        assert len({m.help for m in METRICS}) == len(METRICS)
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_plain), (OPENMETRICS, parse_openmetrics)])
+def test_every_value_of_the_snapshot_is_exposed(accept, parse):
+    body, _ = render(HEALTHY, accept)
+    assert samples(body.decode(), parse) == {f"tradecore_{k}": v for k, v in VALUES.items()}
+
+
+def test_content_type_follows_accept():
+    assert render(HEALTHY)[1] == "text/plain; version=0.0.4; charset=utf-8"
+    body, content_type = render(HEALTHY, f"{OPENMETRICS},text/plain;q=0.5,*/*;q=0.1")
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    assert body.count(b"# EOF") == 1
+    assert b"# EOF" not in render(HEALTHY, "text/html")[0]
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_plain), (OPENMETRICS, parse_openmetrics)])
+def test_any_symbol_is_a_valid_label(accept, parse):
+    names = ["币安人生USDT", 'A"B', "A\\B", "A\nB", "A\\nB"]
+    snapshot = changed(symbols=tuple(SymbolState(name, 1, 1, 0.0) for name in names))
+    families = parse(render(snapshot, accept)[0].decode())
+    found = [
+        sample.labels["symbol"]
+        for family in families
+        for sample in family.samples
+        if sample.name == "tradecore_trades_received_total"
+    ]
+    assert found == names
+
+
+def test_a_daemon_that_has_seen_nothing_can_be_scraped():
+    snapshot = changed(symbols=(), connections=(), received_per_s=0.0)
+    found = samples(render(snapshot)[0].decode())
+    assert found["tradecore_ring_absorbable_seconds"] == float("inf")
+
+
+def test_default_registry_is_left_alone():
+    render(HEALTHY)
+    assert not [family for family in REGISTRY.collect() if family.name.startswith("tradecore")]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (apt: prometheus) is absent")
+def test_promtool_finds_nothing():
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=render(HEALTHY)[0], capture_output=True, timeout=30
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_histogram_refuses_counts_that_do_not_fit():
+    with pytest.raises(ValueError, match="2 bounds need 3 counts"):
+        Histogram((1, 2), (0, 0), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ((0, 0, 0), 0.99, 0.0),
+        ((100, 0, 0), 0.99, 0.1),
+        ((98, 2, 0), 0.99, 0.15),
+        ((99, 1, 0), 0.99, 0.1),
+        ((99, 0, 1), 0.999, float("inf")),
+        ((0, 1, 0), 0.0, 0.15),
+    ],
+)
+def test_quantile_is_the_bound_of_its_bucket(counts, share, expected):
+    assert Histogram((0.1, 0.15), counts, 0.0).quantile(share) == expected
+
+
+def test_process_use_is_read_from_proc():
+    before = read_process()
+    status = Path("/proc/self/status").read_text()
+    resident = int(status.split("VmRSS:")[1].split()[0]) * 1024
+    assert abs(before.resident_bytes - resident) < 4 << 20
+    pipe = os.pipe()
+    assert read_process().open_fds == before.open_fds + 2
+    for fd in pipe:
+        os.close(fd)
+    while read_process().cpu_s <= before.cpu_s:  # burn until the counter moves
+        pass

@@ -1,0 +1,248 @@
+"""What every request meets before its handler, and every answer before it leaves.
+
+Only GET and HEAD, no body, a bounded rate for each peer, known Host names on a loopback bind, time
+limits on both ends, security headers on all answers, and errors as JSON that tell nothing about
+the inside.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import math
+import re
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from tradecore.clock import mono_ns
+
+log = logging.getLogger(__name__)
+
+HANDLER_LIMIT_S = 5.0
+ANSWER_LIMIT_S = 10.0
+IDLE_LIMIT_S = 30.0
+"""Longest wait for a (next) whole request on a connection."""
+CONNECTIONS_MAX = 64
+LINE_MAX_BYTES = 2048
+HEADER_MAX_BYTES = 4096
+HEADERS_MAX = 64
+
+RATE_PER_S = 50.0
+RATE_BURST = 100
+PEERS_MAX = 1024
+
+UNLIMITED_PATHS = frozenset({"/live"})
+"""Costs no more than the 429 would, and who refuses it gets killed by his supervisor."""
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Origin-Agent-Cluster": "?1",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-DNS-Prefetch-Control": "off",
+    "X-Permitted-Cross-Domain-Policies": "none",
+    "X-XSS-Protection": "0",
+    "Cache-Control": "no-store",
+}
+
+
+async def set_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    """Set the security headers and drop Server; connect it to `on_response_prepare`."""
+    response.headers.update(HEADERS)
+    response.headers.popall(hdrs.SERVER, None)
+
+
+def json_answer(body: dict[str, Any], status: int = 200) -> web.Response:
+    """Return a JSON answer."""
+    return web.Response(
+        body=orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE),
+        status=status,
+        content_type="application/json",
+    )
+
+
+def error_answer(status: int, text: str = "") -> web.Response:
+    """Return an error as JSON; without `text` it carries the status's standard words only."""
+    phrase = HTTPStatus(status)
+    return json_answer({"error": phrase.phrase, "text": text or phrase.description}, status)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether binding to `host` keeps other machines out."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class RateLimiter:
+    """A token bucket for each peer; the peers that were silent longest are forgotten first."""
+
+    def __init__(
+        self,
+        per_s: float = RATE_PER_S,
+        burst: int = RATE_BURST,
+        peers_max: int = PEERS_MAX,
+        now_ns: Callable[[], int] = mono_ns,
+    ) -> None:
+        self._per_s = per_s
+        self._burst = float(burst)
+        self._peers_max = peers_max
+        self._now_ns = now_ns
+        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def take(self, peer: str) -> float:
+        """Take one token; return 0.0 when there was one, else the seconds until the next."""
+        now_ns = self._now_ns()
+        tokens, then_ns = self._buckets.pop(peer, (self._burst, now_ns))
+        tokens = min(self._burst, tokens + (now_ns - then_ns) * 1e-9 * self._per_s)
+        allowed = tokens >= 1.0
+        self._buckets[peer] = (tokens - allowed, now_ns)
+        if len(self._buckets) > self._peers_max:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - tokens) / self._per_s
+
+
+def guard(bind_host: str, limiter: RateLimiter) -> Middleware:
+    """Return the middleware that checks each request and turns every failure into JSON.
+
+    On a loopback bind the Host header must name this machine: a page in the operator's browser
+    could otherwise read the answers by pointing its own name to 127.0.0.1 (DNS rebinding).
+    """
+    hosts = {"localhost", "127.0.0.1", "::1", bind_host} if is_loopback(bind_host) else None
+
+    def refuse(request: web.Request) -> web.Response | None:
+        host = request.headers.get(hdrs.HOST)
+        if hosts is not None and host is not None and _host_name(host) not in hosts:
+            return error_answer(421, "This Host name is not served here; use localhost.")
+        if request.path not in UNLIMITED_PATHS and (wait_s := limiter.take(request.remote or "")):
+            answer = error_answer(429)
+            answer.headers[hdrs.RETRY_AFTER] = str(math.ceil(wait_s))
+            return answer
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            answer = error_answer(405, "Only GET and HEAD are served.")
+            answer.headers[hdrs.ALLOW] = "GET, HEAD"
+            return answer
+        if request.can_read_body:
+            return error_answer(413, "A request carries no body here.")
+        return None
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (refusal := refuse(request)) is not None:
+            refusal.force_close()
+            return refusal
+        try:
+            async with asyncio.timeout(HANDLER_LIMIT_S):
+                return await handler(request)
+        except TimeoutError:
+            log.warning("HTTP request took too long", extra={"path": request.path})
+            return error_answer(503, "The answer took too long.")
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return error_answer(error.status)
+        except Exception:
+            log.exception("HTTP handler failed, a bug", extra={"path": request.path})
+            return error_answer(500)
+
+    return check
+
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
+
+
+def _host_name(host: str) -> str:
+    match = _HOST.fullmatch(host.lower())
+    return (match[1] or match[2]) if match else ""
+
+
+def _raw_answer(status: HTTPStatus) -> bytes:
+    body = error_answer(status).body
+    assert isinstance(body, bytes)
+    head = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **HEADERS,
+    }
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in head.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_MALFORMED = _raw_answer(HTTPStatus.BAD_REQUEST)
+
+
+class GuardedConnection(web.RequestHandler):
+    """A client's connection: bounded in number and time, silent about the server."""
+
+    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            keepalive_timeout=IDLE_LIMIT_S,
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
+            max_headers=HEADERS_MAX,
+            lingering_time=1.0,
+            access_log=None,  # type: ignore[arg-type]  # None is what switches it off
+            logger=log,
+        )
+        self._clients = manager
+        self._malformed: web.Response | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or drop it when too many are open."""
+        if len(self._clients.connections) >= CONNECTIONS_MAX:
+            _abort(transport)
+            return
+        # Closing waits until all is sent; the kernel ends the wait for a client that never reads.
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_LIMIT_S * 1000)
+        )
+        super().connection_made(transport)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Note bytes that are no HTTP request, or too large a one; the connection ends."""
+        log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
+        self._malformed = error_answer(status)
+        return self._malformed
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; a client that does not read it in time loses the connection."""
+        if resp is self._malformed:
+            # There is no request, so no route, and no signal will set the headers.
+            if self.transport is not None:
+                self.transport.write(_MALFORMED)
+            return resp, True
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            _abort(self.transport)
+            return resp, True
+
+
+def _abort(transport: asyncio.BaseTransport | None) -> None:
+    if isinstance(transport, asyncio.WriteTransport):
+        transport.abort()

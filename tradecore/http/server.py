@@ -1,0 +1,140 @@
+"""The side server: health, readiness and metrics over HTTP, on the loop of the capture."""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from aiohttp import hdrs, web
+
+from tradecore import metrics
+from tradecore.errors import UsageError
+from tradecore.http import health, security
+from tradecore.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+STOP_LIMIT_S = 2.0
+
+
+class Route(NamedTuple):
+    """One path, what it tells, and who answers."""
+
+    path: str
+    text: str
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class SideServer:
+    """Serves the snapshots that `snapshot` builds; call `start`, and `stop` in the end.
+
+    Raises UsageError from `start` when the address cannot be used.
+    """
+
+    def __init__(self, host: str, port: int, snapshot: Callable[[], Snapshot]) -> None:
+        self._host = host
+        self._port = port
+        self._snapshot = snapshot
+        self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self.routes = (
+            Route("/", "this list", self._index),
+            Route("/health", "state of the whole daemon; 503 when not ready", self._health),
+            Route("/health/db", "state of the database; 503 while it is away", self._database),
+            Route("/health/binance", "state of the feed; 503 without a live stream", self._binance),
+            Route("/ready", "200 while trades are captured and stored, else 503", self._ready),
+            Route("/live", "200: the event loop turns", self._live),
+            Route("/metrics", "Prometheus and OpenMetrics exposition", self._metrics),
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that is bound; of interest when the setting was 0."""
+        if self._listener is None or not self._listener.sockets:
+            return self._port
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def start(self) -> None:
+        """Bind and serve.
+
+        Raises UsageError when the address is taken, forbidden or not of this machine.
+        """
+        app = web.Application(
+            middlewares=[security.guard(self._host, security.RateLimiter())], client_max_size=0
+        )
+        app.on_response_prepare.append(security.set_headers)
+        app.add_routes([web.get(route.path, route.answer) for route in self.routes])
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_LIMIT_S)
+        await self._runner.setup()
+        manager = self._runner.server
+        assert manager is not None
+        loop = asyncio.get_running_loop()
+        try:
+            self._listener = await loop.create_server(
+                lambda: security.GuardedConnection(manager, loop),
+                self._host,
+                self._port,
+                backlog=security.CONNECTIONS_MAX,
+                reuse_address=True,
+            )
+        except (OSError, OverflowError) as error:
+            await self.stop()
+            raise UsageError(_bind_problem(self._host, self._port, error)) from error
+        log.info("HTTP server listens", extra={"host": self._host, "port": self.port})
+
+    async def stop(self) -> None:
+        """Close the listener and every connection, within a few seconds; idempotent."""
+        listener, runner = self._listener, self._runner
+        self._listener = self._runner = None
+        if listener is not None:
+            listener.close()
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _index(self, _request: web.Request) -> web.Response:
+        routes = {route.path: route.text for route in self.routes}
+        return security.json_answer({"name": "tradecore", "routes": routes})
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        snapshot = self._snapshot()
+        verdict = health.assess(snapshot)
+        return security.json_answer(
+            health.overall_json(snapshot, verdict), 200 if verdict.ready else 503
+        )
+
+    async def _database(self, _request: web.Request) -> web.Response:
+        snapshot = self._snapshot()
+        body = health.database_json(snapshot, health.assess(snapshot))
+        return security.json_answer(body, 200 if snapshot.database.reachable else 503)
+
+    async def _binance(self, _request: web.Request) -> web.Response:
+        snapshot = self._snapshot()
+        body = health.binance_json(snapshot, health.assess(snapshot))
+        return security.json_answer(body, 200 if snapshot.live_streams else 503)
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        verdict = health.assess(self._snapshot())
+        return security.json_answer(health.ready_json(verdict), 200 if verdict.ready else 503)
+
+    async def _live(self, _request: web.Request) -> web.Response:
+        return security.json_answer({"live": True})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = metrics.render(self._snapshot(), request.headers.get(hdrs.ACCEPT, ""))
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+
+
+def _bind_problem(host: str, port: int, error: Exception) -> str:
+    place = f"HTTP_PORT {port} on {host}"
+    if isinstance(error, socket.gaierror):
+        return f"HTTP_HOST {host} is not a known name or address; use 127.0.0.1 or 0.0.0.0"
+    match error.errno if isinstance(error, OSError) else None:
+        case errno.EADDRINUSE:
+            return f"{place} is taken by another program; stop it or set HTTP_PORT to a free port"
+        case errno.EACCES:
+            return f"{place} is not allowed for this user; set HTTP_PORT to 1024 or above"
+        case errno.EADDRNOTAVAIL:
+            return f"HTTP_HOST {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0"
+    return f"{place} cannot be used: {error}"
