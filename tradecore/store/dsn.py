@@ -41,7 +41,7 @@ class Dsn:
     masked: str
     """For logs and people: postgresql://user:***@host:port/name."""
     hosts: tuple[str, ...]
-    """Host names, addresses or socket folders; empty when the environment decides."""
+    """Host names, addresses or socket folders; empty for the local socket."""
     settings: Mapping[str, str]
     """Server settings that the DSN asks for, such as search_path."""
     ssl: SSLContext | None = field(repr=False)
@@ -66,7 +66,7 @@ def parse_dsn(text: str) -> Dsn:
     url = _split(text)
     auth, _, hostspec = url.netloc.rpartition("@")
     query = _query(url.query)
-    hosts = _hosts(hostspec) or _hosts(query.get("host", ""))
+    hosts = _hosts(hostspec or query.get("host") or os.environ.get("PGHOST", ""))
     for port in filter(None, query.get("port", "").split(",")):
         _check_port(port)
     mode = query.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
@@ -82,7 +82,7 @@ def parse_dsn(text: str) -> Dsn:
         if query.pop("sslmode", "verify-full") != "verify-full":
             raise _wrong("sslrootcert=system goes with sslmode=verify-full only")
         mode = "verify-full"
-        if any(not host.startswith("/") for host in hosts):
+        if not hosts or any(not host.startswith("/") for host in hosts):
             context = _system_context(query)
     for name in _FILES:
         if name in query and not os.access(query[name], os.R_OK):
@@ -95,7 +95,9 @@ def parse_dsn(text: str) -> Dsn:
             " way can read and change what is stored; add sslmode=verify-full&sslrootcert=system"
         )
     return Dsn(
-        text=url._replace(query=urlencode(query, quote_via=quote)).geturl(),
+        text=f"{url.scheme}://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".rstrip(
+            "?"
+        ),
         masked=_mask(auth, hostspec, url.path, query),
         hosts=tuple(hosts),
         settings={n: v for n, v in query.items() if n not in _CONNECTION_PARAMETERS},
