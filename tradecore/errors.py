@@ -39,6 +39,21 @@ class StoreError(TradecoreError):
     exit_code = EXIT_DATABASE
 
 
+class TransientStoreError(StoreError):
+    """A write that has to be offered again: nothing of it is known to be stored.
+
+    When only the acknowledgement was lost, the next try finds the rows in the ledger. `reason` is
+    a SQLSTATE or a short word, a label for metrics. `fatal_looking` marks what will hardly pass
+    without an operator (a right revoked, a table gone): the text ends with the remedy and belongs
+    in the log as an error.
+    """
+
+    def __init__(self, reason: str, message: str, *, fatal_looking: bool = False) -> None:
+        self.reason = reason
+        self.fatal_looking = fatal_looking
+        super().__init__(message)
+
+
 class DataDirError(TradecoreError):
     """DATA_DIR cannot be used: taken by another daemon, full, or damaged."""
 
