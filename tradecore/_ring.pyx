@@ -12,6 +12,7 @@ recovery finds it from the rows, each of which carries its sequence under a chec
 """
 
 from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
 from tradecore._rows cimport FLAG_VOID
 
@@ -174,8 +175,8 @@ cdef class RingBuffer:
         for seq in range(durable, last):
             row = self.row(seq)
             if row.sequence != seq or row.checksum != tc_row_checksum(row):
+                memset(row, 0, sizeof(trade_row_t))
                 row.sequence = seq
-                row.recv_ns = 0
                 row.flags = FLAG_VOID
                 row.checksum = tc_row_checksum(row)
                 torn += 1

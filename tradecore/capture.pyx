@@ -121,7 +121,6 @@ cdef class Capture:
         cdef int64_t latency_us
         cdef int bucket = 0
         self._count.trades += 1
-        track.received += 1
         if track.run_first <= trade_id <= track.run_last:
             self._count.duplicate += 1
             return
@@ -140,6 +139,7 @@ cdef class Capture:
         slot.line = line
         slot.epoch = epoch
         self.ring.publish(slot)
+        track.received += 1
         if trade_id == track.run_last + 1:
             track.run_last = trade_id
         elif trade_id > track.run_last:
@@ -254,7 +254,7 @@ cdef class Capture:
         return [self._latency[i] for i in range(LATENCY_BUCKETS)], self._count.latency_sum_us
 
     def received(self):
-        """Return {symbol: (trades received, last trade id or None, last trade time in us)}."""
+        """Return {symbol: (trades taken into the ring, last trade id or None, last trade time in us)}."""
         return {
             self.symbols.name(i): (
                 self._tracks[i].received,

@@ -129,9 +129,9 @@ class Ring(RingBuffer):
                     raise ValueError(f"symbol {i} stands twice")
         except ValueError as exc:
             raise _damaged(self.path, f"its symbol table cannot be read ({exc})") from exc
-        slot, pending = self.span(self.pending)
-        used = self.rows[slot : slot + pending]["symbol_id"]
-        if pending and int(used.max()) >= count:
+        slot, side_by_side = self.span(self.pending)
+        spans = (slot, slot + side_by_side), (0, self.pending - side_by_side)
+        if any(int(self.rows[a:b]["symbol_id"].max(initial=0)) >= count for a, b in spans):
             raise _damaged(self.path, "rows name symbols that its table does not hold")
 
     def _set_symbol_count(self, count: int) -> None:

@@ -1,0 +1,286 @@
+"""Bring rows from ring and conflator to the sink: when, how many, and again after a failure.
+
+A batch is written as soon as `batch_rows` trades wait or the oldest has waited `batch_age_s`.
+While a batch is under way the next one grows, up to MAX_BATCH_ROWS (group commit), so the load
+sets the batch size by itself. The ring's durable cursor moves after COMMIT only: whatever fails
+in between is written again, and the ledger sees to it that nothing is stored twice.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tradecore import clock
+from tradecore._copyenc import observe_latency
+from tradecore.backoff import Backoff
+from tradecore.capture import Capture
+from tradecore.conflator import Conflator
+from tradecore.ring import Ring
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH_ROWS = 16384
+"""Rows of one transaction at most: past 8,192 a larger one gains nothing and blocks for longer."""
+
+STATE_INTERVAL_S = 1.0
+"""Tickers and klines are written once a second, so at most one ticker a second and symbol."""
+
+RETRY_BASE_S = 0.1
+RETRY_CAP_S = 5.0
+
+DURATION_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+ROWS_BOUNDS = (1, 10, 50, 100, 200, 500, 1000, 2000, 4000, 8000, MAX_BATCH_ROWS)
+LATENCY_BOUNDS_S = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5,
+    1.0, 1.5, 2.0, 5.0, 10.0, 60.0, 600.0,
+)  # fmt: skip
+
+_LATENCY_BOUNDS_NS = np.array([round(bound * 1e9) for bound in LATENCY_BOUNDS_S], np.int64)
+
+
+class WriteResult(Protocol):
+    """What became of the rows of one batch."""
+
+    @property
+    def stored(self) -> int: ...
+    @property
+    def duplicate(self) -> int: ...
+    @property
+    def parked(self) -> int: ...
+
+
+class Sink(Protocol):
+    """Where rows go; raises an error with a `reason` when they have to be offered again."""
+
+    async def write_trades(self, rows: NDArray[np.void]) -> WriteResult: ...
+    async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult: ...
+    async def write_klines(self, rows: NDArray[np.void]) -> WriteResult: ...
+
+
+class RetryableError(Exception):
+    """A write failed for a cause that may pass.
+
+    `reason` is a SQLSTATE or a short word, for the metric's label. `fatal_looking` marks what
+    will not pass without an operator (rights revoked, tables gone): it is logged as an error.
+    """
+
+    def __init__(self, reason: str, message: str, *, fatal_looking: bool = False) -> None:
+        self.reason = reason
+        self.fatal_looking = fatal_looking
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushPolicy:
+    """When a batch is due: `batch_rows` rows wait, or the oldest waits `batch_age_s`."""
+
+    batch_rows: int
+    batch_age_s: float
+
+    def wait_s(self, pending: int, oldest_age_s: float) -> float | None:
+        """Return the seconds until a batch is due; 0.0 = now, None = when a row comes."""
+        if pending == 0:
+            return None
+        if pending >= self.batch_rows:
+            return 0.0
+        # A clock that stepped back makes an age negative: never wait longer than the policy says.
+        return min(max(0.0, self.batch_age_s - oldest_age_s), self.batch_age_s)
+
+
+@dataclass(slots=True)
+class FlushStats:
+    """What the flusher has done, in plain numbers that a scrape reads."""
+
+    trades_stored: int = 0
+    trades_duplicate: int = 0
+    trades_parked: int = 0
+    tickers_stored: int = 0
+    klines_stored: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    duration_counts: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_S) + 1))
+    duration_sum_s: float = 0.0
+    rows_counts: list[int] = field(default_factory=lambda: [0] * (len(ROWS_BOUNDS) + 1))
+    rows_sum: int = 0
+    latency_counts: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(len(LATENCY_BOUNDS_S) + 1, np.int64)
+    )
+    latency_sum_ns: int = 0
+    reachable_ns: int = 0
+    """Monotonic clock of the last successful write; 0 before the first."""
+    away_since_ns: int = 0
+    """Monotonic clock of the first failure since the last success; 0 while the database answers."""
+    last_error: str | None = None
+
+    def failed(self, error: RetryableError) -> None:
+        """Note one failed attempt."""
+        self.retries[error.reason] += 1
+        self.last_error = str(error)
+        self.away_since_ns = self.away_since_ns or clock.mono_ns()
+
+    def succeeded(self) -> None:
+        """Note that the database has answered."""
+        self.reachable_ns = clock.mono_ns()
+        self.away_since_ns = 0
+        self.last_error = None
+
+    def observe_flush(self, rows: NDArray[np.void], result: WriteResult, began_ns: int) -> None:
+        """Note one committed batch of trades that was begun at `began_ns` (monotonic)."""
+        duration_s = (clock.mono_ns() - began_ns) / 1e9
+        self.duration_counts[bisect_left(DURATION_BOUNDS_S, duration_s)] += 1
+        self.duration_sum_s += duration_s
+        self.rows_counts[bisect_left(ROWS_BOUNDS, len(rows))] += 1
+        self.rows_sum += len(rows)
+        self.trades_stored += result.stored
+        self.trades_duplicate += result.duplicate
+        self.trades_parked += result.parked
+        _, total_ns, _ = observe_latency(
+            rows, clock.wall_ns(), _LATENCY_BOUNDS_NS, self.latency_counts
+        )
+        self.latency_sum_ns += total_ns
+
+
+class Flusher:
+    """Owns the consumer's side of the ring; `run` it until `drain`."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        capture: Capture,
+        conflator: Conflator,
+        sink: Sink,
+        policy: FlushPolicy,
+        *,
+        after_release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`after_release` is called when rows have left the ring (it lifts the back-pressure)."""
+        self.stats = FlushStats()
+        self._ring = ring
+        self._capture = capture
+        self._conflator = conflator
+        self._sink = sink
+        self._policy = policy
+        self._after_release = after_release
+        self._due = asyncio.Event()
+        self._draining = asyncio.Event()
+
+    async def run(self) -> None:
+        """Write until `drain` was called and everything that waited is stored."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_trades(), name="flush trades")
+            group.create_task(self._run_states(), name="flush tickers and klines")
+
+    def drain(self) -> None:
+        """Write what waits without waiting for more, then let `run` return."""
+        self._draining.set()
+        self._due.set()
+
+    async def _run_trades(self) -> None:
+        backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
+        while True:
+            await self._until_due()
+            rows = self._ring.peek(MAX_BATCH_ROWS)
+            if len(rows) == 0:
+                if self._draining.is_set():
+                    return
+                continue
+            began_ns = clock.mono_ns()
+            result = await self._attempt("trades", len(rows), self._sink.write_trades(rows), backoff)
+            if result is not None:
+                self.stats.observe_flush(rows, result, began_ns)
+                self._ring.release(len(rows))
+                self._after_release()
+
+    async def _until_due(self) -> None:
+        """Wait until the policy wants a batch, or the drain wants everything."""
+        while not self._draining.is_set():
+            pending = self._ring.pending
+            age_s = (clock.wall_ns() - self._ring.oldest_recv_ns) / 1e9 if pending else 0.0
+            wait_s = self._policy.wait_s(pending, age_s)
+            if wait_s == 0.0:
+                return
+            self._due.clear()
+            rows = 1 if wait_s is None else self._policy.batch_rows
+            self._capture.wake_when(rows, self._due.set)
+            timer = wait_s and asyncio.get_running_loop().call_later(wait_s, self._due.set)
+            try:
+                await self._due.wait()
+            finally:
+                if timer:
+                    timer.cancel()
+
+    async def _run_states(self) -> None:
+        backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
+        while True:
+            last = self._draining.is_set()
+            if not last:
+                await _wait(self._draining, STATE_INTERVAL_S)
+            await self._write_states(backoff)
+            if last:
+                return
+
+    async def _write_states(self, backoff: Backoff) -> None:
+        tickers = self._conflator.take_tickers()
+        if len(tickers):
+            write = self._sink.write_tickers(tickers)
+            result = await self._attempt("tickers", len(tickers), write, backoff)
+            if result is None:
+                self._conflator.put_back_tickers(tickers)
+            else:
+                self.stats.tickers_stored += result.stored
+        klines = self._conflator.take_klines()
+        if len(klines):
+            write = self._sink.write_klines(klines)
+            result = await self._attempt("klines", len(klines), write, backoff)
+            if result is None:
+                self._conflator.put_back_klines(klines)
+            else:
+                self.stats.klines_stored += result.stored
+
+    async def _attempt(
+        self, what: str, count: int, write: Awaitable[WriteResult], backoff: Backoff
+    ) -> WriteResult | None:
+        """Await one write; on a passing failure wait for the next attempt and return None."""
+        try:
+            result = await write
+        except RetryableError as error:
+            self._report(what, count, error)
+            self.stats.failed(error)
+            # While draining the supervisor's time limit ends the attempts.
+            await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
+            return None
+        if self.stats.away_since_ns:
+            away_s = (clock.mono_ns() - self.stats.away_since_ns) / 1e9
+            log.info("database answers again", extra={"away_s": round(away_s, 1)})
+        self.stats.succeeded()
+        backoff.reset()
+        return result
+
+    def _report(self, what: str, count: int, error: RetryableError) -> None:
+        extra = {
+            "what": what,
+            "rows": count,
+            "reason": error.reason,
+            "error": str(error),
+            "pending": self._ring.pending,
+        }
+        if error.fatal_looking:
+            log.error("the database refuses writes; rows wait in the ring", extra=extra)
+        elif not self.stats.away_since_ns:
+            log.warning("write failed and is tried again; rows wait in the ring", extra=extra)
+        else:
+            log.debug("write failed again", extra=extra)
+
+
+async def _wait(event: asyncio.Event, limit_s: float) -> None:
+    """Wait for `event`, `limit_s` seconds at most."""
+    try:
+        await asyncio.wait_for(event.wait(), limit_s)
+    except TimeoutError:
+        return

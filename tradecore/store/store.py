@@ -1,0 +1,163 @@
+"""The database as the daemon sees it: opened when needed, opened again when it was away."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import asyncpg
+import numpy as np
+from numpy.typing import NDArray
+
+from tradecore._fastparse import SymbolTable
+from tradecore.errors import StoreError, TradecoreError
+from tradecore.settings import Settings
+from tradecore.store.dsn import parse_dsn
+from tradecore.store.embedded import EmbeddedPostgres
+from tradecore.store.migrate import bring_up_to_date
+from tradecore.store.partitions import Partitions
+from tradecore.store.pool import (
+    ServerInfo,
+    classify_connect_error,
+    describe_server,
+    open_pool,
+)
+from tradecore.store.sink import Sink, TransientStoreError, WriteResult
+
+log = logging.getLogger(__name__)
+
+PING_LIMIT_S = 5.0
+CLOSE_LIMIT_S = 5.0
+
+
+class Store:
+    """Opens the embedded or the given database, brings its schema up to date, and writes to it.
+
+    Every write opens it first if it is not open, so a database that is down at the start, or goes
+    away later, is only a failed write to whoever calls: TransientStoreError, try again.
+    """
+
+    def __init__(self, settings: Settings, symbols: SymbolTable) -> None:
+        """Take the settings; nothing is opened yet. Raises StoreError for a malformed DSN."""
+        self._settings = settings
+        self._symbols = symbols
+        self._dsn = parse_dsn(settings.database_url.reveal()) if settings.database_url else None
+        self._embedded = EmbeddedPostgres(Path(settings.data_dir)) if self._dsn is None else None
+        self._pool: asyncpg.Pool | None = None
+        self._sink: Sink | None = None
+        self._opening = asyncio.Lock()
+        self.server: ServerInfo | None = None
+        for warning in self._dsn.warnings if self._dsn else ():
+            log.warning(warning)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is our own under DATA_DIR."""
+        return self._embedded is not None
+
+    @property
+    def name(self) -> str:
+        """The DSN without its password."""
+        return str(self._dsn) if self._dsn else "embedded PostgreSQL"
+
+    def pool_use(self) -> tuple[int, int]:
+        """Return (idle, used) connections."""
+        if self._pool is None:
+            return 0, 0
+        size, idle = self._pool.get_size(), self._pool.get_idle_size()
+        return idle, size - idle
+
+    async def open(self) -> None:
+        """Open the database if it is not open.
+
+        Raises StoreError or DataDirError when trying again cannot help, TransientStoreError when
+        the database is down.
+        """
+        async with self._opening:
+            if self._sink is None:
+                await self._open()
+
+    async def _open(self) -> None:
+        dsn = await self._embedded.start() if self._embedded else self._dsn
+        assert dsn is not None
+        pool: asyncpg.Pool | None = None
+        try:
+            pool = await open_pool(dsn, self._settings.db_pool_size)
+            async with pool.acquire() as conn:
+                await bring_up_to_date(conn, auto_migrate=self._settings.auto_migrate)
+                self.server = await describe_server(conn)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            if pool is not None:
+                pool.terminate()
+            failure = classify_connect_error(exc)
+            if failure.kind == "fatal":
+                raise StoreError(f"{self.name}: {failure.sentence}") from exc
+            raise TransientStoreError("down", f"{self.name}: {failure.sentence}") from exc
+        except BaseException:
+            if pool is not None:
+                pool.terminate()
+            raise
+        self._pool = pool
+        self._sink = Sink(pool, self._symbols, Partitions())
+        log.info(
+            "database is open",
+            extra={
+                "database": self.name,
+                "edition": self.server.edition,
+                "version": self.server.version,
+            },
+        )
+
+    async def _opened(self) -> Sink:
+        """Return the sink; a failure to open is one to try again, however it looks."""
+        if self._embedded and not self._embedded.running:
+            await self._drop_pool()
+        if self._sink is None:
+            try:
+                await self.open()
+            except TransientStoreError:
+                raise
+            except TradecoreError as exc:
+                raise TransientStoreError("refused", str(exc), fatal_looking=True) from exc
+        assert self._sink is not None
+        return self._sink
+
+    async def write_trades(self, rows: NDArray[np.void]) -> WriteResult:
+        """Store trades exactly once; see `Sink.write_trades`."""
+        return await (await self._opened()).write_trades(rows)
+
+    async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult:
+        """Upsert tickers; see `Sink.write_tickers`."""
+        return await (await self._opened()).write_tickers(rows)
+
+    async def write_klines(self, rows: NDArray[np.void]) -> WriteResult:
+        """Upsert klines; see `Sink.write_klines`."""
+        return await (await self._opened()).write_klines(rows)
+
+    async def count_holes(self) -> int | None:
+        """Return how many holes lie between the stored id ranges; None when it is not known now."""
+        if self._pool is None:
+            return None
+        try:
+            return int(
+                await self._pool.fetchval(
+                    "SELECT count(*) - count(DISTINCT symbol) FROM trade_coverage",
+                    timeout=PING_LIMIT_S,
+                )
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            return None
+
+    async def close(self) -> None:
+        """Close the pool and stop the embedded database; bounded in time."""
+        await self._drop_pool()
+        if self._embedded:
+            await self._embedded.stop()
+
+    async def _drop_pool(self) -> None:
+        pool, self._pool, self._sink = self._pool, None, None
+        if pool is None:
+            return
+        try:
+            await asyncio.wait_for(pool.close(), CLOSE_LIMIT_S)
+        except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            pool.terminate()
