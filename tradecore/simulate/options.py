@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tradecore import clock
 from tradecore.errors import UsageError
@@ -36,7 +36,9 @@ class Options:
         None, "time of the first trades: s, ms or us since 1970, or negative: s before now"
     )
     prerender: int = _option(0, "render so many trades before the start")
-    replay: Path | None = _option(None, "send recorded messages (.jsonl or .jsonl.gz) instead")
+    replay: Path | None = field(
+        default=None, metadata={"help": "send recorded messages (.jsonl or .jsonl.gz) instead"}
+    )
     replay_speed: float = _option(1.0, "1 = as recorded, 2 = twice as fast, 0 = as clients read")
     ping_interval: float = _option(20.0, "time between the server's pings")
     pong_timeout: float = _option(60.0, "close a connection without pong for so long")
@@ -61,9 +63,6 @@ class Options:
         return tuple(s.strip() for s in self.symbols.split(",") if s.strip())
 
 
-_TYPES = {"int | None": int, "float | None": float, "Path | None": Path}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every option of the exchange to a command line parser."""
     for source in (Options, Faults):
@@ -77,8 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 continue
             if item.default not in (None, 0):
                 text += f" (default {item.default})"
-            kind = _TYPES.get(str(item.type), item.type)
-            assert callable(kind)
+            kind: Any = (*get_args(item.type), item.type)[0]  # int of `int | None`
             parser.add_argument(name, type=kind, default=item.default, help=text.replace("%", "%%"))
     parser.add_argument(
         "--first-id",
@@ -99,6 +97,8 @@ def options_from(args: argparse.Namespace) -> Options:
         raise UsageError("--symbols is empty: name at least one symbol, such as BTCUSDT")
     if options.rate < 0 or options.virtual_rate <= 0:
         raise UsageError("--rate must be 0 or more, --virtual-rate more than 0")
+    if options.faults.reorder_every == 1:
+        raise UsageError("--reorder-every must be 0 or at least 2")
     negative = [
         f.name
         for group in (options, faults)

@@ -14,7 +14,7 @@ Due = list[tuple[str, int, int]]
 
 
 class Tape:
-    """The market as the streams show it: it moves forward in time and may stop after `count` trades.
+    """The market as the streams show it: it moves on in time and may stop after `count` trades.
 
     It is also what REST serves, so that both agree on which trade is the last one.
     """
@@ -108,6 +108,11 @@ class Tape:
         for symbol, next_id in self._next.items():
             self._schedule(symbol, next_id)
 
+    @property
+    def followed(self) -> frozenset[str]:
+        """The symbols that `advance` reports."""
+        return frozenset(self._next)
+
     def _schedule(self, symbol: str, next_id: int) -> None:
         self._next[symbol] = next_id
         heappush(self._heap, (self.market.trade_us(symbol, next_id), symbol, next_id))
@@ -123,8 +128,9 @@ class Tape:
         ]
         order.sort(key=itemgetter(0))
         kept: dict[str, int] = {}
-        for self.stopped_us, symbol, trade_id in order[:left]:  # noqa: B007
+        for _, symbol, trade_id in order[:left]:
             kept[symbol] = trade_id + 1
+        self.stopped_us = order[left - 1][0]
         self._ends = {symbol: kept.get(symbol, first) for symbol, first, _ in due}
         return [(symbol, first, kept[symbol]) for symbol, first, _ in due if symbol in kept]
 

@@ -1,0 +1,57 @@
+"""REST request weights: 6,000 a minute, then 429, then a ban with 418."""
+
+from dataclasses import dataclass, field
+
+from tradecore import clock
+
+_PATIENCE = 3
+"""So many 429s inside one minute may be ignored before the ban."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a request may go on, and the headers and body that say so."""
+
+    status: int
+    used: int
+    message: str = ""
+    retry_after_s: int = 0
+
+
+@dataclass
+class WeightLimit:
+    """The used weight of the current UTC minute; all clients are one IP here."""
+
+    limit: int
+    ban_s: float
+    _minute: int = 0
+    _used: int = 0
+    _refused: int = 0
+    _banned_until_s: float = field(default=0.0)
+
+    def charge(self, weight: int) -> Verdict:
+        """Book a request; the verdict's status is 200, 429 or 418."""
+        now_s = clock.wall_ns() / 1e9
+        if int(now_s // 60) != self._minute:
+            self._minute, self._used, self._refused = int(now_s // 60), 0, 0
+        if now_s < self._banned_until_s:
+            return self._ban(now_s)
+        if self._used + weight <= self.limit:
+            self._used += weight
+            return Verdict(200, self._used)
+        self._refused += 1
+        if self._refused > _PATIENCE:
+            self._banned_until_s = now_s + self.ban_s
+            return self._ban(now_s)
+        message = (
+            f"Too much request weight used; current limit is {self.limit} request weight per "
+            "1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API."
+        )
+        return Verdict(429, self._used, message, int(60 - now_s % 60) + 1)
+
+    def _ban(self, now_s: float) -> Verdict:
+        message = (
+            f"Way too much request weight used; IP banned until {int(self._banned_until_s * 1000)}."
+            " Please use WebSocket Streams for live updates to avoid bans."
+        )
+        return Verdict(418, self._used, message, int(self._banned_until_s - now_s) + 1)
