@@ -50,6 +50,8 @@ LATENCY_BOUNDS_US = (
 cdef int64_t[LATENCY_BUCKETS - 1] BOUNDS_US
 BOUNDS_US[:] = LATENCY_BOUNDS_US
 
+# Before the first id of a symbol; one below it must not be mistaken for the id before 0.
+cdef int64_t NO_ID = -2
 cdef int64_t REPORT_INTERVAL_NS = <int64_t>60_000_000_000
 cdef Py_ssize_t HEAD_BYTES = 120
 
@@ -85,7 +87,7 @@ cdef class Capture:
         for i in range(self._track_slots):
             # An empty run: every id is a new one and none is a duplicate.
             self._tracks[i].run_first = INT64_MAX
-            self._tracks[i].run_last = -1
+            self._tracks[i].run_last = NO_ID
 
     def __dealloc__(self):
         free(self._tracks)
@@ -290,7 +292,7 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
             capture.ring.release(capture.ring.pending)
             for k in range(capture._track_slots):
                 capture._tracks[k].run_first = INT64_MAX
-                capture._tracks[k].run_last = -1
+                capture._tracks[k].run_last = NO_ID
             start = tc_mono_ns()
             for i in range(count):
                 capture.ingest(data[i], sizes[i], recv_ns, 0, 0)

@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+CLOSED_KLINES_MAX: int
+
 class Conflator:
     symbol_slots: int
     closed_dropped: int

@@ -17,6 +17,9 @@ cdef enum:
     CLOSED_CAPACITY = 16384
 
 
+CLOSED_KLINES_MAX = CLOSED_CAPACITY
+
+
 cdef class Conflator:
     """Holds rows of `symbol_slots` symbols (ids below that number)."""
 

@@ -1,0 +1,162 @@
+"""Frames in, rows and counters out: tracking of ids, a full ring, waking, the high-water mark."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from tradecore.capture import LATENCY_BOUNDS_US, Capture
+from tradecore.conflator import Conflator
+from tradecore.ring import Ring
+
+BASE_MS = 1723161255343
+
+
+def trade(trade_id: int, symbol: str = "BTCUSDT", event_ms: int = BASE_MS) -> bytes:
+    data = {
+        "e": "trade",
+        "E": event_ms,
+        "s": symbol,
+        "t": trade_id,
+        "p": f"{trade_id % 1000}.25000000",
+        "q": "1.00000000",
+        "T": event_ms - 1,
+        "m": trade_id % 2 == 0,
+        "M": True,
+    }
+    frame = {"stream": f"{symbol.lower()}@trade", "data": data}
+    return json.dumps(frame, separators=(",", ":")).encode()
+
+
+class Bench:
+    """A capture with a small ring."""
+
+    def __init__(self, path: Path, capacity: int = 64) -> None:
+        self.ring = Ring(path, capacity)
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            self.ring.intern(symbol)
+        self.capture = Capture(self.ring, self.ring.symbols, Conflator(len(self.ring.symbols)))
+
+    def feed(self, *ids: int, symbol: str = "BTCUSDT") -> None:
+        for trade_id in ids:
+            self.capture.feed(trade(trade_id, symbol))
+
+    def ids(self) -> list[int]:
+        return [int(i) for i in self.ring.peek(1000)["trade_id"]]
+
+    def count(self, name: str) -> int:
+        return self.capture.counters()[name]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "ring")
+
+
+def test_a_row_holds_what_the_frame_said(bench: Bench) -> None:
+    bench.capture.feed(trade(12345678901), recv_ns=77, line=1, epoch=9)
+    (row,) = bench.ring.peek(10)
+    assert row.tolist()[:10] == (1, 12345678901, 901_25000000, 100000000, (BASE_MS - 1) * 1000, 77,
+                                 0, 0, 1, 9)  # fmt: skip
+
+
+def test_ids_seen_in_the_present_run_are_dropped_as_duplicates(bench: Bench) -> None:
+    bench.feed(10, 11, 12, 11, 12, 10, 13)
+    assert bench.ids() == [10, 11, 12, 13]
+    assert bench.count("duplicate") == 3
+    assert bench.count("gaps") == bench.count("out_of_order") == 0
+
+
+def test_a_gap_is_counted_and_the_trade_behind_it_kept(bench: Bench) -> None:
+    bench.feed(10, 15, 16, 20)
+    assert bench.ids() == [10, 15, 16, 20]
+    assert (bench.count("gaps"), bench.count("missing")) == (2, 7)
+
+
+def test_late_trades_are_kept_for_the_ledger_to_judge(bench: Bench) -> None:
+    bench.feed(10, 15, 12, 14, 15, 14, 10)
+    # 15 and 14 were seen in this run; 10 was before it: only the ledger knows.
+    assert bench.ids() == [10, 15, 12, 14, 10]
+    assert (bench.count("duplicate"), bench.count("out_of_order")) == (2, 3)
+
+
+def test_symbols_are_tracked_apart(bench: Bench) -> None:
+    bench.feed(10, 11)
+    bench.feed(10, 12, symbol="ETHUSDT")
+    assert (bench.count("gaps"), bench.count("missing"), bench.count("duplicate")) == (1, 1, 0)
+    received = bench.capture.received()
+    assert received["BTCUSDT"] == (2, 11, (BASE_MS - 1) * 1000)
+    assert received["ETHUSDT"][:2] == (2, 12)
+
+
+def test_id_0_is_an_id(bench: Bench) -> None:
+    bench.feed(0, 1, 0)
+    assert bench.ids() == [0, 1]
+    assert (bench.count("duplicate"), bench.count("gaps")) == (1, 0)
+
+
+def test_a_full_ring_refuses_and_the_hole_shows(bench: Bench) -> None:
+    bench.feed(*range(70))
+    assert bench.ids() == list(range(64))
+    assert bench.count("ring_full") == 6
+    bench.ring.release(64)
+    bench.feed(69, 70)
+    assert bench.ids() == [69, 70], "a refused id is no duplicate when it comes again"
+    assert (bench.count("gaps"), bench.count("missing")) == (1, 5)
+
+
+def test_a_refused_frame_is_counted_and_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    for junk in (b"{", b"[]", b"", b'{"e":"depthUpdate"}'):
+        assert bench.capture.feed(junk) < 0
+    refused = bench.capture.refused()
+    assert (refused["malformed"], refused["unknown_event"], sum(refused.values())) == (3, 1, 4)
+    assert [r.__dict__["cause"] for r in caplog.records] == ["malformed", "unknown_event"]
+    assert caplog.records[0].__dict__["head"] == "{"
+    assert caplog.records[0].levelno == logging.WARNING
+    assert bench.ids() == []
+
+
+def test_the_flusher_is_woken_once_when_enough_rows_wait(bench: Bench) -> None:
+    calls: list[int] = []
+    bench.capture.wake_when(3, lambda: calls.append(bench.ring.pending))
+    bench.feed(1, 2)
+    assert calls == []
+    bench.feed(3, 4, 5)
+    assert calls == [3]
+    bench.capture.wake_when(1, lambda: calls.append(-1))
+    bench.feed(6)
+    assert calls == [3, -1]
+
+
+def test_the_high_water_mark_is_reported_once_until_the_ring_has_drained(bench: Bench) -> None:
+    calls: list[int] = []
+    bench.capture.watch_high_water(10, lambda: calls.append(bench.ring.pending))
+    bench.feed(*range(20))
+    assert calls == [10]
+    assert bench.capture.above_high_water
+    bench.ring.release(15)
+    bench.capture.below_high_water()
+    bench.feed(*range(20, 40))
+    assert calls == [10, 10]
+
+
+def test_latency_lands_in_its_bucket_and_early_frames_are_counted_apart(bench: Bench) -> None:
+    event_ns = BASE_MS * 1_000_000
+    for trade_id, late_us in enumerate((50, 100, 101, 700_000_000, -5)):
+        bench.capture.feed(trade(trade_id), recv_ns=event_ns + late_us * 1000)
+    counts, sum_us = bench.capture.latency()
+    assert len(counts) == len(LATENCY_BOUNDS_US) + 1
+    assert {i: n for i, n in enumerate(counts) if n} == {0: 2, 1: 1, len(counts) - 1: 1}
+    assert sum_us == 50 + 100 + 101 + 700_000_000
+    assert bench.count("early") == 1
+
+
+def test_more_symbols_than_slots_is_refused(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring", 64)
+    for i in range(3):
+        ring.intern(f"S{i}")
+    with pytest.raises(ValueError, match="fewer slots"):
+        Capture(ring, ring.symbols, Conflator(2))
