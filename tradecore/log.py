@@ -258,10 +258,15 @@ def stop(timeout_s: float = 5.0) -> None:
     logging.getLogger().removeHandler(handler)
 
 
+def on_terminal() -> bool:
+    """Tell whether the logs go to a terminal, so that `show_status` shows something."""
+    return _running is not None and _running[1].is_terminal
+
+
 def show_status(text: str) -> None:
     """Keep `text` as the last line of the terminal, below the logs; "" takes it away.
 
-    Does nothing where stderr is no terminal.
+    Does nothing where the logs do not go to a terminal.
     """
     if _running and _running[1].is_terminal:
         _running[1].status = text
