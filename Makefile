@@ -1,0 +1,51 @@
+# make run    build everything and start the daemon (its own PostgreSQL in ./data)
+# make test   build everything and run all tests
+# make demo   the daemon against the simulated exchange, with a proof at the end
+# make bench  every figure of README.md
+# make lint   ruff, mypy and cython-lint, without the tests
+#
+# TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
+# PYTHON=python3.13 chooses the interpreter of a new .venv.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
+BUILT := $(VENV)/.built-$(MODE)
+SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
+
+.PHONY: run test demo bench lint venv clean
+.NOTPARALLEL:
+
+run: venv
+	@exec $(VENV)/bin/tradecore run
+
+test: venv
+	$(PY) -m pytest
+
+demo: venv
+	$(PY) bench/demo.py
+
+bench: venv
+	$(PY) bench/run.py
+
+lint: venv
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(VENV)/bin/cython-lint tradecore
+
+venv: $(BUILT)
+
+$(VENV)/.installed: pyproject.toml setup.py tools/venv.sh
+	@sh tools/venv.sh $(VENV)
+	@touch $@ $(BUILT)
+
+# Changed sources are compiled again; the other kind of build is thrown away as a whole.
+$(BUILT): $(VENV)/.installed $(SOURCES)
+	@for other in $(filter-out $@,$(wildcard $(VENV)/.built-*)); do rm -rf build $$other; done
+	$(PY) setup.py --quiet build_ext --inplace $(if $(wildcard $@),,--force)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+	find tradecore -name '*.so' -delete
