@@ -22,6 +22,7 @@ from tradecore._copyenc import observe_latency
 from tradecore.backoff import Backoff
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
+from tradecore.errors import TransientStoreError
 from tradecore.ring import Ring
 
 log = logging.getLogger(__name__)
@@ -57,24 +58,11 @@ class WriteResult(Protocol):
 
 
 class Sink(Protocol):
-    """Where rows go; raises an error with a `reason` when they have to be offered again."""
+    """Where rows go; raises TransientStoreError when they have to be offered again."""
 
     async def write_trades(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_klines(self, rows: NDArray[np.void]) -> WriteResult: ...
-
-
-class RetryableError(Exception):
-    """A write failed for a cause that may pass.
-
-    `reason` is a SQLSTATE or a short word, for the metric's label. `fatal_looking` marks what
-    will not pass without an operator (rights revoked, tables gone): it is logged as an error.
-    """
-
-    def __init__(self, reason: str, message: str, *, fatal_looking: bool = False) -> None:
-        self.reason = reason
-        self.fatal_looking = fatal_looking
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +106,7 @@ class FlushStats:
     """Monotonic clock of the first failure since the last success; 0 while the database answers."""
     last_error: str | None = None
 
-    def failed(self, error: RetryableError) -> None:
+    def failed(self, error: TransientStoreError) -> None:
         """Note one failed attempt."""
         self.retries[error.reason] += 1
         self.last_error = str(error)
@@ -249,7 +237,7 @@ class Flusher:
         """Await one write; on a passing failure wait for the next attempt and return None."""
         try:
             result = await write
-        except RetryableError as error:
+        except TransientStoreError as error:
             self._report(what, count, error)
             self.stats.failed(error)
             # While draining the supervisor's time limit ends the attempts.
@@ -262,7 +250,7 @@ class Flusher:
         backoff.reset()
         return result
 
-    def _report(self, what: str, count: int, error: RetryableError) -> None:
+    def _report(self, what: str, count: int, error: TransientStoreError) -> None:
         extra = {
             "what": what,
             "rows": count,

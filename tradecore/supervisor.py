@@ -16,7 +16,7 @@ from tradecore import __version__, clock, terminal
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
 from tradecore.conflator import Conflator
 from tradecore.datadir import DataDir
-from tradecore.errors import EXIT_OK
+from tradecore.errors import EXIT_OK, TransientStoreError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.feed import Feed
 from tradecore.flusher import (
@@ -39,7 +39,6 @@ from tradecore.snapshot import (
     Snapshot,
     SymbolState,
 )
-from tradecore.store.sink import TransientStoreError
 from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)

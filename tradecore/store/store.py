@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradecore._fastparse import SymbolTable
-from tradecore.errors import StoreError, TradecoreError
+from tradecore.errors import StoreError, TradecoreError, TransientStoreError
 from tradecore.settings import Settings
 from tradecore.store.dsn import parse_dsn
 from tradecore.store.embedded import EmbeddedPostgres
@@ -21,7 +21,7 @@ from tradecore.store.pool import (
     describe_server,
     open_pool,
 )
-from tradecore.store.sink import Sink, TransientStoreError, WriteResult
+from tradecore.store.sink import Sink, WriteResult
 
 log = logging.getLogger(__name__)
 

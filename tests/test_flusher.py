@@ -1,0 +1,206 @@
+"""When the flusher writes, how its batches grow, and what it does when a write fails."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tradecore.flusher as flusher_module
+from tests.test_capture import trade
+from tests.test_conflator import OPEN_MS, kline, ticker
+from tradecore import clock
+from tradecore.capture import Capture
+from tradecore.conflator import Conflator
+from tradecore.errors import TransientStoreError
+from tradecore.flusher import MAX_BATCH_ROWS, Flusher, FlushPolicy
+from tradecore.ring import Ring
+
+
+@dataclass
+class Result:
+    stored: int
+    duplicate: int = 0
+    parked: int = 0
+
+
+class GatedSink:
+    """Takes batches when the gate is open; fails as often as told."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failures: list[TransientStoreError] = []
+        self.batches: list[list[int]] = []
+        self.tickers: list[int] = []
+        self.klines: list[int] = []
+        self.waiting = 0
+
+    async def write_trades(self, rows: NDArray[np.void]) -> Result:
+        self.waiting += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.waiting -= 1
+        if self.failures:
+            raise self.failures.pop()
+        self.batches.append(rows["trade_id"].tolist())
+        return Result(len(rows))
+
+    async def write_tickers(self, rows: NDArray[np.void]) -> Result:
+        if self.failures:
+            raise self.failures.pop()
+        self.tickers += (rows["event_us"] // 1000 - OPEN_MS).tolist()
+        return Result(len(rows))
+
+    async def write_klines(self, rows: NDArray[np.void]) -> Result:
+        self.klines += (rows["event_us"] // 1000 - OPEN_MS).tolist()
+        return Result(len(rows))
+
+
+class Desk:
+    def __init__(self, path: Path, policy: FlushPolicy, capacity: int) -> None:
+        self.ring = Ring(path, capacity)
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            self.ring.intern(symbol)
+        self.conflator = Conflator(2)
+        self.capture = Capture(self.ring, self.ring.symbols, self.conflator)
+        self.sink = GatedSink()
+        self.released = 0
+        self.flusher = Flusher(
+            self.ring, self.capture, self.conflator, self.sink, policy, after_release=self._count
+        )
+
+    def _count(self) -> None:
+        self.released += 1
+
+    def feed(self, first_id: int, count: int) -> None:
+        now_ns = clock.wall_ns()
+        for trade_id in range(first_id, first_id + count):
+            self.capture.feed(trade(trade_id), recv_ns=now_ns)
+
+
+@asynccontextmanager
+async def desk(
+    tmp_path: Path, rows: int, age_s: float, capacity: int = 1024
+) -> AsyncIterator[Desk]:
+    one = Desk(tmp_path / "ring", FlushPolicy(rows, age_s), capacity)
+    task = asyncio.create_task(one.flusher.run())
+    try:
+        yield one
+    finally:
+        one.sink.gate.set()
+        one.flusher.drain()
+        await asyncio.wait_for(task, 10)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    ("pending", "age_s", "wait_s"),
+    [(0, 9.0, None), (100, 0.0, 0.0), (500, -3.0, 0.0), (1, 0.25, 0.75), (99, 1.5, 0.0),
+     (1, -60.0, 1.0)],
+)  # fmt: skip
+def test_the_policy(pending: int, age_s: float, wait_s: float | None) -> None:
+    assert FlushPolicy(100, 1.0).wait_s(pending, age_s) == wait_s
+
+
+async def test_a_full_batch_goes_at_once_and_a_part_of_one_waits(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=30) as one:
+        one.feed(0, 10)
+        await until(lambda: one.ring.pending == 0)
+        one.feed(10, 9)
+        await asyncio.sleep(0.05)
+        assert one.ring.pending == 9, "neither the size nor the age is reached"
+        one.feed(19, 1)
+        await until(lambda: one.ring.pending == 0)
+        assert one.sink.batches == [list(range(10)), list(range(10, 20))]
+        assert one.released == 2
+
+
+async def test_the_oldest_row_waits_no_longer_than_the_age(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=1000, age_s=0.15) as one:
+        began_ns = clock.mono_ns()
+        one.feed(0, 3)
+        await until(lambda: one.ring.pending == 0)
+        assert clock.mono_ns() - began_ns >= 140_000_000
+        assert one.sink.batches == [[0, 1, 2]]
+
+
+async def test_the_next_batch_grows_while_one_is_under_way(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=0.01) as one:
+        one.sink.gate.clear()
+        one.feed(0, 10)
+        await until(lambda: one.sink.waiting == 1)
+        one.feed(10, 500)
+        one.sink.gate.set()
+        await until(lambda: one.ring.pending == 0)
+        assert [len(batch) for batch in one.sink.batches] == [10, 500]
+
+
+async def test_a_batch_has_a_cap(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=0.01, capacity=1 << 16) as one:
+        one.sink.gate.clear()
+        one.feed(0, MAX_BATCH_ROWS + 100)
+        one.sink.gate.set()
+        await until(lambda: one.ring.pending == 0)
+        assert [len(batch) for batch in one.sink.batches] == [MAX_BATCH_ROWS, 100]
+
+
+async def test_rows_stay_in_the_ring_until_a_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "RETRY_CAP_S", 0.1)
+    async with desk(tmp_path, rows=5, age_s=0.01) as one:
+        one.sink.failures = [TransientStoreError("08006", "gone"), TransientStoreError("57P01", "")]
+        one.feed(0, 5)
+        await until(lambda: one.flusher.stats.retries.total() == 1)
+        assert one.ring.pending == 5
+        assert one.flusher.stats.away_since_ns > 0
+        await until(lambda: one.ring.pending == 0)
+        assert one.sink.batches == [[0, 1, 2, 3, 4]]
+        assert dict(one.flusher.stats.retries) == {"57P01": 1, "08006": 1}
+        assert one.flusher.stats.away_since_ns == 0
+        assert one.flusher.stats.last_error is None
+
+
+async def test_drain_writes_what_waits_and_ends(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=1000, age_s=60) as one:
+        one.feed(0, 7)
+        for frame in (ticker(OPEN_MS + 1), kline(0, OPEN_MS + 2, closed=True)):
+            one.capture.feed(frame)
+    assert one.sink.batches == [list(range(7))]
+    assert (one.sink.tickers, one.sink.klines) == ([1], [2])
+    assert one.ring.pending == 0
+
+
+async def test_a_ticker_whose_write_failed_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "STATE_INTERVAL_S", 0.02)
+    async with desk(tmp_path, rows=1000, age_s=60) as one:
+        one.sink.failures = [TransientStoreError("40P01", "deadlock")]
+        one.capture.feed(ticker(OPEN_MS + 1))
+        await until(lambda: one.sink.tickers == [1])
+        assert one.flusher.stats.retries["40P01"] == 1
+        assert one.flusher.stats.tickers_stored == 1
+
+
+async def test_latency_and_size_histograms_count_rows_and_batches(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=30) as one:
+        one.feed(0, 10)
+        await until(lambda: one.ring.pending == 0)
+        stats = one.flusher.stats
+        assert int(stats.latency_counts.sum()) == 10
+        assert stats.latency_sum_ns > 0
+        assert (sum(stats.rows_counts), stats.rows_sum) == (1, 10)
+        assert sum(stats.duration_counts) == 1
+        assert stats.trades_stored == 10
