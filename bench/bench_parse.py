@@ -1,0 +1,154 @@
+"""Parse: one combined trade frame from the socket's bytes into its published ring slot.
+
+tradecore's figure is the daemon's own path called from C: scan, exact decimals, symbol lookup,
+duplicate check, ring slot, checksum, latency histogram. The baselines only parse and store.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import orjson
+from _harness import Case, main_small
+from _workload import SYMBOLS, trade_frames, trade_rows
+from numpy.typing import NDArray
+
+from tradecore.capture import Capture, bench_ingest
+from tradecore.conflator import Conflator
+from tradecore.ring import Ring
+from tradecore.schema import TRADE_DTYPE
+
+COUNT = 16_384
+ORJSON = "orjson.loads, exact int, numpy row"
+COMPARED = ["trade_id", "price_e8", "quantity_e8", "trade_us", "symbol_id", "flags"]
+IDS = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+
+
+def new_capture() -> Capture:
+    """Return a capture over a fresh ring of COUNT rows; its file is gone already."""
+    with tempfile.TemporaryDirectory() as folder:
+        ring = Ring(Path(folder) / "ring", COUNT)
+    for symbol in SYMBOLS:
+        ring.intern(symbol)
+    return Capture(ring, ring.symbols, Conflator(len(SYMBOLS)))
+
+
+def from_c() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Prepare the loop in C over `Capture.ingest`."""
+    rows = trade_rows(COUNT)
+    frames, capture = trade_frames(rows), new_capture()
+    bench_ingest(capture, frames, 1)
+    assert_equal(capture.ring.peek(COUNT), rows)  # type: ignore[attr-defined]
+    return lambda: None, lambda: bench_ingest(capture, frames, 1)
+
+
+def from_python() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Prepare one Python call a frame."""
+    rows = trade_rows(COUNT)
+    frames = trade_frames(rows)
+    capture = new_capture()
+
+    def setup() -> None:
+        nonlocal capture
+        capture = new_capture()
+
+    def work() -> None:
+        feed = capture.feed
+        for frame in frames:
+            feed(frame, 1)
+
+    work()
+    assert_equal(capture.ring.peek(COUNT), rows)  # type: ignore[attr-defined]
+    return setup, work
+
+
+def with_orjson() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Prepare the best that Python can do and stay exact; it relies on eight decimals."""
+    rows, found = trade_rows(COUNT), np.zeros(COUNT, TRADE_DTYPE)
+    frames = trade_frames(rows)
+
+    def work() -> None:
+        loads, ids = orjson.loads, IDS
+        for i, frame in enumerate(frames):
+            data = loads(frame)["data"]
+            found[i] = (
+                i + 1,
+                data["t"],
+                int(data["p"].replace(".", "")),
+                int(data["q"].replace(".", "")),
+                data["T"] * 1000,
+                1,
+                ids[data["s"]],
+                data["m"],
+                0,
+                0,
+                0,
+            )
+
+    work()
+    assert_equal(found, rows)
+    return lambda: None, work
+
+
+def with_json() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Prepare the usual script: json.loads, Decimal, a list of tuples."""
+    frames = trade_frames(trade_rows(COUNT))
+
+    def work() -> None:
+        found = []
+        for frame in frames:
+            data = json.loads(frame)["data"]
+            found.append(
+                (data["T"], data["s"], Decimal(data["p"]), Decimal(data["q"]), data["m"], data["t"])
+            )
+
+    return lambda: None, work
+
+
+def assert_equal(found: NDArray[np.void], wanted: NDArray[np.void]) -> None:
+    """Assert that both hold the same trades."""
+    assert len(found) == len(wanted)
+    for name in COMPARED:
+        assert np.array_equal(found[name], wanted[name]), name
+
+
+def cases() -> list[Case]:
+    """Return the cases of this bench."""
+    unit = "ns/trade"
+    return [
+        Case(
+            bench="parse",
+            subject="tradecore, from C",
+            items=COUNT,
+            unit=unit,
+            prepare=from_c,
+            baseline=ORJSON,
+            limit=150,
+            ratio_least=15,
+            repeats=50,
+        ),
+        Case(
+            bench="parse",
+            subject="tradecore, a Python call a frame",
+            items=COUNT,
+            unit=unit,
+            prepare=from_python,
+            baseline=ORJSON,
+        ),
+        Case(bench="parse", subject=ORJSON, items=COUNT, unit=unit, prepare=with_orjson),
+        Case(
+            bench="parse",
+            subject="json.loads, Decimal, tuple",
+            items=COUNT,
+            unit=unit,
+            prepare=with_json,
+            baseline=ORJSON,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main_small("parse", __doc__))
