@@ -55,15 +55,21 @@ class Figure:
         return all(checks) if checks else None
 
 
+Prepared = tuple[Callable[[], object], Callable[[], object]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A small bench; `prepare` proves the work right and returns (setup of a repeat, work)."""
+    """A small bench.
+
+    `prepare(folder)` proves that the work is right and returns (setup of a repeat, work).
+    """
 
     bench: str
     subject: str
     items: int
     unit: str
-    prepare: Callable[[], tuple[Callable[[], object], Callable[[], object]]]
+    prepare: Callable[[Path], Prepared]
     baseline: str = ""
     limit: float | None = None
     ratio_least: float | None = None

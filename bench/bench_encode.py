@@ -4,12 +4,12 @@ The baseline makes the tuples with Decimal that asyncpg's `copy_records_to_table
 own encoding of them is not even in it.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
-from _harness import Case, main_small
+from _harness import Case, Prepared, main_small
 from _workload import SYMBOLS, symbol_table, trade_rows
 from numpy.typing import NDArray
 
@@ -20,7 +20,7 @@ TUPLES = "tuples with Decimal"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def to_copy_bytes() -> tuple[Callable[[], object], Callable[[], object]]:
+def to_copy_bytes(_folder: Path) -> Prepared:
     """Prepare tradecore's encoder; the slices are walked and not kept, as asyncpg does."""
     rows, symbols = trade_rows(COUNT), symbol_table()
 
@@ -34,7 +34,7 @@ def to_copy_bytes() -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: None, work
 
 
-def to_tuples() -> tuple[Callable[[], object], Callable[[], object]]:
+def to_tuples(_folder: Path) -> Prepared:
     """Prepare the records for `copy_records_to_table`."""
     rows = trade_rows(COUNT)
     assert len(records(rows)) == COUNT
@@ -79,7 +79,7 @@ def cases() -> list[Case]:
             unit=unit,
             prepare=to_copy_bytes,
             baseline=TUPLES,
-            repeats=50,
+            repeats=200,
         ),
         Case(bench="encode", subject=TUPLES, items=COUNT, unit=unit, prepare=to_tuples),
     ]

@@ -5,14 +5,12 @@ duplicate check, ring slot, checksum, latency histogram. The baselines only pars
 """
 
 import json
-import tempfile
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import orjson
-from _harness import Case, main_small
+from _harness import Case, Prepared, main_small
 from _workload import SYMBOLS, trade_frames, trade_rows
 from numpy.typing import NDArray
 
@@ -27,33 +25,34 @@ COMPARED = ["trade_id", "price_e8", "quantity_e8", "trade_us", "symbol_id", "fla
 IDS = {symbol: i for i, symbol in enumerate(SYMBOLS)}
 
 
-def new_capture() -> Capture:
-    """Return a capture over a fresh ring of COUNT rows; its file is gone already."""
-    with tempfile.TemporaryDirectory() as folder:
-        ring = Ring(Path(folder) / "ring", COUNT)
+def new_capture(folder: Path) -> Capture:
+    """Return a capture over a fresh ring of COUNT rows."""
+    path = folder / "ring"
+    path.unlink(missing_ok=True)
+    ring = Ring(path, COUNT)
     for symbol in SYMBOLS:
         ring.intern(symbol)
     return Capture(ring, ring.symbols, Conflator(len(SYMBOLS)))
 
 
-def from_c() -> tuple[Callable[[], object], Callable[[], object]]:
+def from_c(folder: Path) -> Prepared:
     """Prepare the loop in C over `Capture.ingest`."""
     rows = trade_rows(COUNT)
-    frames, capture = trade_frames(rows), new_capture()
+    frames, capture = trade_frames(rows), new_capture(folder)
     bench_ingest(capture, frames, 1)
     assert_equal(capture.ring.peek(COUNT), rows)  # type: ignore[attr-defined]
     return lambda: None, lambda: bench_ingest(capture, frames, 1)
 
 
-def from_python() -> tuple[Callable[[], object], Callable[[], object]]:
+def from_python(folder: Path) -> Prepared:
     """Prepare one Python call a frame."""
     rows = trade_rows(COUNT)
     frames = trade_frames(rows)
-    capture = new_capture()
+    capture = new_capture(folder)
 
     def setup() -> None:
         nonlocal capture
-        capture = new_capture()
+        capture = new_capture(folder)
 
     def work() -> None:
         feed = capture.feed
@@ -65,7 +64,7 @@ def from_python() -> tuple[Callable[[], object], Callable[[], object]]:
     return setup, work
 
 
-def with_orjson() -> tuple[Callable[[], object], Callable[[], object]]:
+def with_orjson(_folder: Path) -> Prepared:
     """Prepare the best that Python can do and stay exact; it relies on eight decimals."""
     rows, found = trade_rows(COUNT), np.zeros(COUNT, TRADE_DTYPE)
     frames = trade_frames(rows)
@@ -93,7 +92,7 @@ def with_orjson() -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: None, work
 
 
-def with_json() -> tuple[Callable[[], object], Callable[[], object]]:
+def with_json(_folder: Path) -> Prepared:
     """Prepare the usual script: json.loads, Decimal, a list of tuples."""
     frames = trade_frames(trade_rows(COUNT))
 
@@ -128,7 +127,7 @@ def cases() -> list[Case]:
             baseline=ORJSON,
             limit=150,
             ratio_least=15,
-            repeats=50,
+            repeats=200,
         ),
         Case(
             bench="parse",

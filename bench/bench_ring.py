@@ -5,11 +5,9 @@ neither survives the process nor has a bound in bytes.
 """
 
 import asyncio
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from _harness import Case, main_small
+from _harness import Case, Prepared, main_small
 from _workload import trade_rows
 
 from tradecore.ring import Ring
@@ -19,11 +17,10 @@ RECOVERED = 262_144
 QUEUE = "asyncio.Queue of tuples"
 
 
-def through_ring() -> tuple[Callable[[], object], Callable[[], object]]:
+def through_ring(folder: Path) -> Prepared:
     """Prepare append, peek and release on the mapped file."""
     rows = trade_rows(COUNT)
-    with tempfile.TemporaryDirectory() as folder:
-        ring = Ring(Path(folder) / "ring", COUNT)
+    ring = Ring(folder / "ring", COUNT)
 
     def work() -> None:
         ring.append(rows)
@@ -35,7 +32,7 @@ def through_ring() -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: None, work
 
 
-def through_queue() -> tuple[Callable[[], object], Callable[[], object]]:
+def through_queue(_folder: Path) -> Prepared:
     """Prepare put and get of ready tuples, without any waiting."""
     records = trade_rows(COUNT).tolist()
     queue: asyncio.Queue[object] = asyncio.Queue(COUNT)
@@ -50,17 +47,16 @@ def through_queue() -> tuple[Callable[[], object], Callable[[], object]]:
     return lambda: None, work
 
 
-def recovery() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Prepare a ring whose rows a start has to check; the folder goes with the closure."""
-    folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name) / "ring"
+def recovery(folder: Path) -> Prepared:
+    """Prepare a ring whose rows a start has to check."""
+    path = folder / "ring"
     ring = Ring(path, RECOVERED)
     rows = trade_rows(RECOVERED)
     rows["symbol_id"] = 0
     ring.intern("BTCUSDT")
     ring.append(rows)
 
-    def work(_keep: object = folder) -> None:
+    def work() -> None:
         assert Ring(path, RECOVERED).recovered == RECOVERED
 
     return lambda: None, work
@@ -77,7 +73,7 @@ def cases() -> list[Case]:
             unit=unit,
             prepare=through_ring,
             baseline=QUEUE,
-            repeats=50,
+            repeats=200,
         ),
         Case(bench="ring", subject=QUEUE, items=COUNT, unit=unit, prepare=through_queue),
         Case(

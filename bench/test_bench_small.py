@@ -1,6 +1,7 @@
 """The small benches under pytest-benchmark: `pytest bench -o addopts= --benchmark-only`."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import bench_encode
@@ -14,8 +15,8 @@ NOT_SHOWN = {"prepare", "repeats"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.bench}: {case.subject}")
-def test_bench(case: Case, benchmark: Any) -> None:
-    setup, work = case.prepare()
+def test_bench(case: Case, tmp_path: Path, benchmark: Any) -> None:
+    setup, work = case.prepare(tmp_path)
 
     def prepare_round() -> None:
         setup()
