@@ -54,7 +54,12 @@ cdef class FrameListener(WSListener):
         if self._recv_ns == 0:
             # One reading of the clock per socket read, when its first frame comes.
             self._recv_ns = wall_clock_ns()
-        if frame.msg_type == WSMsgType.TEXT and frame.fin and not self._fragmented:
+        if (
+            frame.msg_type == WSMsgType.TEXT
+            and frame.fin
+            and not self._fragmented
+            and not frame.rsv1 | frame.rsv2 | frame.rsv3
+        ):
             self._take(frame.payload_ptr, frame.payload_size)
         else:
             self._on_other_frame(transport, frame)
@@ -80,6 +85,9 @@ cdef class FrameListener(WSListener):
 
     cdef int _on_other_frame(self, WSTransport transport, WSFrame frame) except -1:
         cdef WSMsgType kind = frame.msg_type
+        if frame.rsv1 | frame.rsv2 | frame.rsv3:
+            # Compressed, or another extension: none was offered (RFC 6455, 5.2).
+            raise WSProtocolError(WSCloseCode.PROTOCOL_ERROR, "reserved bits are set")
         if kind == WSMsgType.PING:
             # At once and without waiting for anything: the venue cuts who is late.
             transport.send_pong(frame.get_payload_as_bytes())
