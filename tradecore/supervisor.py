@@ -124,6 +124,7 @@ class Supervisor:
         feed = asyncio.create_task(self._feed.run(), name="feed")
         watch = asyncio.create_task(self._watch(), name="watch")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
+        line = asyncio.create_task(terminal.show(self.snapshot), name="terminal line")
         log.info(
             "capturing",
             extra={
@@ -136,14 +137,13 @@ class Supervisor:
         try:
             # All but `stop` end only by a bug, which their result() raises.
             done, _ = await asyncio.wait(
-                {flush, feed, watch, stop}, return_when=asyncio.FIRST_COMPLETED
+                {flush, feed, watch, stop, line}, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 task.result()
             await self._drain(flush, feed)
         finally:
-            await _cancel(flush, feed, watch, stop)
-            terminal.clear()
+            await _cancel(flush, feed, watch, stop, line)
 
     async def _drain(self, flush: "asyncio.Task[None]", feed: "asyncio.Task[None]") -> None:
         log.info("stopping: feed first, then the ring is drained")
@@ -202,7 +202,7 @@ class Supervisor:
     # -- what others read ----------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Keep the rates and the number of holes fresh, and the terminal line."""
+        """Keep the rates and the number of holes fresh."""
         holes_due_ns = 0
         while True:
             now_ns = clock.mono_ns()
@@ -212,8 +212,6 @@ class Supervisor:
                 holes_due_ns = now_ns + int(HOLES_INTERVAL_S * 1e9)
                 holes = await self._store.count_holes()
                 self._holes = self._holes if holes is None else holes
-            if terminal.shown():
-                terminal.show(self.snapshot())
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     def _rate(self, which: int) -> float:

@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ USER = DATABASE = "tradecore"
 _PORT = 5432
 _SOCKET_PATH_MAX_BYTES = 107
 _LOG_MAX_BYTES = 16 << 20
+_LEFT_OVER_LIMIT_S = 10
 
 # Written to postgresql.conf once, by initdb: an operator may change them there.
 _SETTINGS = {
@@ -172,6 +173,7 @@ class EmbeddedPostgres:
         self._start_limit_s = start_limit_s
         self._stop_limit_s = stop_limit_s
         self._socket_dir = self._home
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self.pid: int | None = None
         """Process id of the server while it runs."""
@@ -184,6 +186,11 @@ class EmbeddedPostgres:
             f"?host={quote(str(self._socket_dir), safe='/')}&port={_PORT}"
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether the server's process lives."""
+        return self._alive()
+
     async def start(self) -> str:
         """Start the server, or find it running; return its DSN once it answers.
 
@@ -191,16 +198,26 @@ class EmbeddedPostgres:
         the folder, the binaries or the server do not do; the text ends with the server's own
         words.
         """
+        begin = mono_ns()
         try:
-            await asyncio.to_thread(self._launch)
-            await self._await_answer()
+            while True:
+                left_over = await _finish(asyncio.to_thread(self._launch))
+                try:
+                    await self._await_answer()
+                    return self.dsn
+                except _ServerExitedError as exc:
+                    # The children of a killed server need a moment to notice its end.
+                    if not left_over or mono_ns() - begin > _LEFT_OVER_LIMIT_S * 1e9:
+                        raise DataDirError(
+                            f"PostgreSQL did not start on {self._cluster}: {exc}"
+                        ) from None
+                await asyncio.sleep(0.2)
         except OSError as exc:
             await self.stop()
             raise DataDirError(f"{self._home} cannot be used: {exc}") from exc
         except BaseException:
             await self.stop()
             raise
-        return self.dsn
 
     async def stop(self) -> None:
         """Stop the server: open transactions are rolled back, all that is committed stays."""
@@ -219,12 +236,16 @@ class EmbeddedPostgres:
                 )
         self.pid = self._process = None
 
-    def _launch(self) -> None:
-        """Bring up the server process; blocking, without waiting for its answer."""
+    def _launch(self) -> bool:
+        """Bring up the server process; blocking, without waiting for its answer.
+
+        Return whether a server that died, or was killed, has left its traces.
+        """
         user = self._prepare_home()
         if self._adopt():
             log.info("PostgreSQL already runs, using it", extra={"pid": self.pid})
-            return
+            return False
+        left_over = (self._cluster / "postmaster.pid").exists()
         binaries = self._binaries(user)
         if not (self._cluster / "PG_VERSION").exists():
             self._initialise(binaries, user)
@@ -259,6 +280,7 @@ class EmbeddedPostgres:
             "PostgreSQL started",
             extra={"version": binaries.version, "pid": self.pid, "data": str(self._cluster)},
         )
+        return left_over
 
     def _prepare_home(self) -> OsUser | None:
         """Make DATA_DIR/postgres and return the OS user for the server, None for our own."""
@@ -388,9 +410,7 @@ class EmbeddedPostgres:
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
                 waited_s = (mono_ns() - begin) / 1e9
             if not self._alive():
-                raise DataDirError(
-                    f"PostgreSQL did not start on {self._cluster}: {self._last_words()}"
-                )
+                raise _ServerExitedError(self._last_words())
             if waited_s > self._start_limit_s:
                 raise DataDirError(
                     f"PostgreSQL on {self._cluster} did not answer within"
@@ -423,6 +443,20 @@ class EmbeddedPostgres:
         with self._log_file.open("rb") as output:
             output.seek(self._log_start)
             return _cause(output.read().decode(errors="replace"))
+
+
+class _ServerExitedError(Exception):
+    """The server ended before it answered; the text is the cause from its log."""
+
+
+async def _finish(work: Coroutine[None, None, bool]) -> bool:
+    """Wait for `work` to end even when we are cancelled: a thread cannot be."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _cause(text: str) -> str:
