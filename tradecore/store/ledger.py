@@ -42,6 +42,10 @@ class Span(NamedTuple):
     first_id: int
     last_id: int
 
+    @property
+    def rows(self) -> int:
+        return self.last_id - self.first_id + 1
+
 
 @dataclass(slots=True)
 class Change:
@@ -107,7 +111,7 @@ def mask_repeats(rows: npt.NDArray[Any], keep: npt.NDArray[np.uint8]) -> int:
     return len(repeats)
 
 
-def overlaps(pieces: Sequence[Range], stored: Sequence[Range]) -> list[Span]:
+def overlaps(pieces: Sequence[Range], stored: Sequence[Range] | Sequence[Span]) -> list[Span]:
     """Return what of `pieces` is stored already."""
     found: list[Span] = []
     i = j = 0
