@@ -40,10 +40,10 @@ $(VENV)/.installed: pyproject.toml setup.py tools/venv.sh
 	@sh tools/venv.sh $(VENV)
 	@touch $@ $(BUILT)
 
-# Changed sources are compiled again; the other kind of build is thrown away as a whole.
+# Compiles what has changed; the other kind of build is thrown away as a whole.
 $(BUILT): $(VENV)/.installed $(SOURCES)
 	@for other in $(filter-out $@,$(wildcard $(VENV)/.built-*)); do rm -rf build $$other; done
-	$(PY) setup.py --quiet build_ext --inplace $(if $(wildcard $@),,--force)
+	@$(PY) setup.py --quiet build_ext --inplace $$([ -e $@ ] || echo --force)
 	@touch $@
 
 clean:

@@ -34,4 +34,13 @@ if [ -n "$missing" ]; then
 fi
 
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+say "installing into $venv and compiling, which takes a minute or two"
+# What builds is installed too, so that changed sources compile again without a network.
+"$venv/bin/python" -c '
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*tomllib.load(file)["build-system"]["requires"], sep="\n")
+' >"$venv/build-requires.txt"
+pip install --requirement "$venv/build-requires.txt"
+pip install --no-build-isolation --editable '.[dev]'
