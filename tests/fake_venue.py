@@ -9,10 +9,12 @@ import json
 import socket
 import ssl
 import struct
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import picows
@@ -76,6 +78,8 @@ class Venue:
         self.on_open: Callable[[Peer], Awaitable[None]] | None = None
         self.last_words = 0
         """Data events still sent after the client's CLOSE has come."""
+        self.farewell_s = 0.0
+        """How long it takes to answer the client's CLOSE."""
         self.refuse: web.Response | None = None
         self.scheme = "ws"
         self.upgrades: list[float] = []
@@ -124,6 +128,7 @@ class Venue:
             for number in range(self.last_words):
                 text = (TRADE % number).encode()
                 peer.raw(b"\x81\x7e" + len(text).to_bytes(2, "big") + text)
+            await asyncio.sleep(self.farewell_s)
             await ws.close()
         finally:
             peer.gone = True
@@ -195,3 +200,26 @@ async def eventually(condition: Callable[[], object], limit_s: float = 5.0) -> N
     while not condition():
         assert time.monotonic() < deadline, "condition did not come true in time"
         await asyncio.sleep(0.005)
+
+
+def make_certificate(folder: Path) -> Path:
+    """Make a self-signed certificate for 127.0.0.1, with its key in the same file."""
+    path, public = folder / "venue.pem", folder / "public.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=venue"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path, "-out", public),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_bytes(path.read_bytes() + public.read_bytes())
+    return path
+
+
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    """Return a server's context with this certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context

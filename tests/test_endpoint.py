@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import picows
 import pytest
 import uvloop
 from aiohttp import web
-from fake_venue import Venue, eventually
+from fake_venue import Venue, eventually, make_certificate, server_tls
 
 from tradecore.errors import SettingsError, VenueError
 from tradecore.feed import endpoint as endpoint_module
@@ -29,27 +28,7 @@ async def venue() -> AsyncIterator[Venue]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate for 127.0.0.1, key in the same file."""
-    path = tmp_path / "venue.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *(
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=venue",
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-            ),
-            *("-keyout", path, "-out", path.with_stem("c")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    path.write_bytes(path.read_bytes() + path.with_stem("c").read_bytes())
-    return path
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture
@@ -57,12 +36,6 @@ def fresh_tls_context() -> Iterator[None]:
     tls_context.cache_clear()
     yield
     tls_context.cache_clear()
-
-
-def server_tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-    return context
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/ws", "/ws/", "/stream", "/stream/"])

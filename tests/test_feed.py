@@ -1,0 +1,181 @@
+"""The whole feed over real sockets, with the stand-in and with the compiled listener."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import picows
+import pytest
+import uvloop
+from fake_venue import StubListener, Venue, eventually, make_certificate, server_tls
+
+from tradecore.capture import Capture
+from tradecore.conflator import Conflator
+from tradecore.errors import SettingsError
+from tradecore.feed._listener import FrameListener
+from tradecore.feed.endpoint import tls_context
+from tradecore.feed.feed import Feed
+from tradecore.feed.session import Timing
+from tradecore.feed.states import State
+from tradecore.ring import Ring
+from tradecore.settings import Settings, load
+
+FAST = Timing(connect_s=5.0, reply_s=2.0, frame_gap_s=0.02, settle_s=0.1, tick_s=0.02, close_s=0.5)
+
+
+def settings(venue: Venue, **changes: Any) -> Settings:
+    defaults = load({"RECONNECT_DELAY": "10", "MAX_RECONNECT_DELAY": "50"})
+    return replace(defaults, websocket_url=venue.url, **changes)
+
+
+@pytest.fixture
+async def venue() -> AsyncIterator[Venue]:
+    venue = Venue()
+    await venue.start()
+    yield venue
+    await venue.stop()
+
+
+class Running:
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    async def __aenter__(self) -> Feed:
+        self.task = asyncio.create_task(self.feed.run())
+        return self.feed
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.feed.close()
+        async with asyncio.timeout(5):
+            await self.task
+        assert {status.state for status in self.feed.describe()} == {State.CLOSED}
+        assert self.feed.live == 0
+
+
+async def test_default_settings_are_one_connection(venue: Venue) -> None:
+    async with Running(Feed(settings(venue), StubListener, timing=FAST)) as feed:
+        assert feed.live == 0
+        await eventually(lambda: feed.live == 1)
+        (status,) = feed.describe()
+        assert (status.name, status.line, status.streams) == ("A0", 0, 21)
+        assert len(venue.last.subscribed) == 21
+
+
+async def test_whole_market(venue: Venue) -> None:
+    symbols = tuple(f"SYM{number}USDT" for number in range(1400))
+    epochs: list[int] = []
+
+    def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
+        epochs.append(epoch)
+        return StubListener(owner, line, epoch)
+
+    async with Running(Feed(settings(venue, symbols=symbols), factory, timing=FAST)) as feed:
+        await eventually(lambda: feed.live == 5)
+        assert [status.name for status in feed.describe()] == ["A0", "A1", "A2", "A3", "A4"]
+        subscribed = [stream for peer in venue.peers for stream in peer.subscribed]
+        assert len(subscribed) == len(set(subscribed)) == 4200
+        assert sorted(epochs) == [1, 2, 3, 4, 5]  # one generation number over all connections
+        venue.peers[0].reset()
+        await eventually(lambda: len(epochs) == 6 and feed.live == 5)
+        assert sum(sum(status.reconnects.values()) for status in feed.describe()) == 1
+
+
+async def test_pause_and_resume_hold_for_all(venue: Venue) -> None:
+    listeners: list[StubListener] = []
+
+    def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
+        listeners.append(StubListener(owner, line, epoch))
+        return listeners[-1]
+
+    symbols = tuple(f"SYM{number}USDT" for number in range(400))
+    async with Running(Feed(settings(venue, symbols=symbols), factory, timing=FAST)) as feed:
+        await eventually(lambda: feed.live == 2)
+        feed.pause_reading()
+        before = [listener.data_frames for listener in listeners]
+        await asyncio.sleep(0.1)
+        assert [listener.data_frames for listener in listeners] == before
+        feed.resume_reading()
+        await eventually(
+            lambda: all(now.data_frames > was for now, was in zip(listeners, before, strict=True))
+        )
+
+
+async def test_more_than_one_line_is_refused_for_now(venue: Venue) -> None:
+    with pytest.raises(SettingsError, match="FEED_LINES"):
+        Feed(settings(venue, feed_lines=2), StubListener)
+
+
+async def test_a_bug_ends_the_feed_loudly(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Feed(settings(venue), StubListener, timing=FAST)
+
+    def fail() -> int:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(feed.connections[0], "_next_epoch", fail)
+    with pytest.raises(ExceptionGroup) as caught:
+        await feed.run()
+    assert caught.group_contains(ZeroDivisionError)
+    await feed.close()
+
+
+def make_capture(folder: Path, capacity: int) -> Capture:
+    ring = Ring(folder / "ring", capacity)
+    ring.intern("BTCUSDT")
+    return Capture(ring, ring.symbols, Conflator(1))
+
+
+async def check_capture(folder: Path, tls: ssl.SSLContext | None) -> None:
+    """The compiled listener: rows in the ring, pongs, a cut, the notice, back-pressure."""
+    venue = Venue()
+    await venue.start(tls)
+    capture = make_capture(folder, 1024)
+
+    def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
+        return FrameListener(capture, owner, line, epoch)
+
+    feed = Feed(settings(venue, symbols=("BTCUSDT",)), factory, timing=FAST)
+    capture.watch_high_water(512, feed.pause_reading)
+    async with Running(feed):
+        await eventually(lambda: feed.live == 1 and capture.ring.pending > 3)
+        await venue.last.socket.ping(b"1770123456789")
+        await eventually(lambda: venue.last.pongs == [b"1770123456789"])
+        await venue.last.send(
+            '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1770123456789000}}'
+        )
+        await eventually(lambda: len(venue.peers) == 2 and feed.live == 1)
+        await venue.last.socket.close(code=1008, message=b"Too many requests")
+        await eventually(lambda: len(venue.peers) == 3 and feed.live == 1)
+        (status,) = feed.describe()
+        assert status.reconnects == {"server_shutdown": 1, "closed_by_venue": 1}
+        venue.data_every_s = 0.0001
+        await eventually(lambda: capture.above_high_water)
+        await asyncio.sleep(0.1)
+        assert feed.live == 1
+        pending = capture.ring.pending
+        assert pending <= 1024
+        await asyncio.sleep(0.1)
+        assert capture.ring.pending == pending  # paused
+    ring = capture.ring
+    assert isinstance(ring, Ring)
+    rows = ring.peek(1024)
+    assert set(np.unique(rows["epoch"]).tolist()) <= {1, 2, 3}
+    await venue.stop()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_with_the_compiled_listener(
+    runner: Callable[..., Any], secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = None
+    if secure:
+        certificate = make_certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        tls = server_tls(certificate)
+    tls_context.cache_clear()
+    runner(check_capture(tmp_path, tls))
+    tls_context.cache_clear()
