@@ -54,8 +54,8 @@ cdef extern from * nogil:
 
 
 cdef enum:
-    # Released rows whose pages are given back at once: 4 MiB.
-    TRIM_ROWS = 65536
+    # Released rows whose pages are given back at once: 1 MiB.
+    TRIM_ROWS = 16384
 
 
 cdef uint32_t row_checksum(const trade_row_t *row) noexcept nogil:
@@ -181,7 +181,7 @@ cdef class RingBuffer:
                 row.checksum = tc_row_checksum(row)
                 torn += 1
         self.published_seq = last + 1
-        self._drop(TRIM_ROWS, self.capacity)
+        self._drop(0, self.capacity)
         return torn
 
     def append(self, rows):
