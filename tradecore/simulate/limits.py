@@ -1,6 +1,7 @@
 """REST request weights: 6,000 a minute, then 429, then a ban with 418."""
 
 from dataclasses import dataclass, field
+from math import ceil
 
 from tradecore import clock
 
@@ -47,11 +48,11 @@ class WeightLimit:
             f"Too much request weight used; current limit is {self.limit} request weight per "
             "1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API."
         )
-        return Verdict(429, self._used, message, int(60 - now_s % 60) + 1)
+        return Verdict(429, self._used, message, ceil(60 - now_s % 60))
 
     def _ban(self, now_s: float) -> Verdict:
         message = (
             f"Way too much request weight used; IP banned until {int(self._banned_until_s * 1000)}."
             " Please use WebSocket Streams for live updates to avoid bans."
         )
-        return Verdict(418, self._used, message, int(self._banned_until_s - now_s) + 1)
+        return Verdict(418, self._used, message, ceil(self._banned_until_s - now_s))
