@@ -169,7 +169,8 @@ def print_table(figures: Sequence[Figure], machine: dict[str, str]) -> None:
         print("  ".join(cells).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
-    print("\nratio: times better than " + "; ".join(_baselines(figures)))
+    if baselines := _baselines(figures):
+        print("\nratio: times better than " + "; ".join(baselines))
     print("machine: " + ", ".join(f"{key} {value}" for key, value in machine.items()))
 
 

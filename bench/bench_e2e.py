@@ -1,0 +1,224 @@
+"""End to end: simulated exchange -> daemon -> PostgreSQL, each a process, on shared cores.
+
+saturated  the exchange sends as fast as the daemon reads; what counts is committed rows a second
+steady     1,000 trades/s with the default batch settings; latency by the server's commit times
+idle       connected, next to no trade
+"""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+from _database import database, open_folder, server
+from _harness import HERE, Figure, arguments, figure, report
+from _processes import Running, daemon, exchange, output_of, until_ready
+from _workload import SYMBOLS
+from prometheus_client.parser import text_string_to_metric_families
+
+from tradecore.store.partitions import Partitions
+
+TRADES = 1_000_000
+SCRIPT_TRADES = 300_000
+REPEATS = 2
+STEADY_RATE = 1000
+STEADY_S = 20.0
+WARM_UP_S = 4.0
+IDLE_S = 6.0
+STALL_LIMIT_S = 60.0
+
+DAEMON = "tradecore"
+SCRIPT = "script: picows, orjson, Decimal, copy_records_to_table"
+LIST = ",".join(SYMBOLS)
+STREAMS = "/".join(f"{symbol.lower()}@trade" for symbol in SYMBOLS)
+STORED = "SELECT coalesce(sum(last_id - first_id + 1), 0)::bigint FROM trade_coverage"
+LATENCY = """
+    SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM
+        pg_xact_commit_timestamp(xmin) - received_at)) AS quantiles, count(*) AS rows
+    FROM raw_trades WHERE received_at >= to_timestamp($1)
+"""
+
+
+def environ(folder: Path, dsn: str, ws: str, rest: str, streams: str) -> dict[str, str]:
+    """Return the daemon's settings; everything else keeps its default."""
+    return {
+        "DATABASE_URL": dsn,
+        "DATA_DIR": str(folder),
+        "BINANCE_WEBSOCKET_URL": ws,
+        "BINANCE_REST_URL": rest,
+        "SUPPORTED_SYMBOLS": LIST,
+        "STREAMS": streams,
+    }
+
+
+async def saturated(server_dsn: str, number: int) -> tuple[float, float, float]:
+    """Return trades/s, CPU us a trade and peak RSS in MiB of the daemon."""
+    folder = open_folder()
+    saturating = ("--rate", "0", "--prerender", str(TRADES), "--count", str(TRADES))
+    async with (
+        database(server_dsn, f"bench_saturated_{number}") as dsn,
+        exchange("--symbols", LIST, *saturating) as (venue, ws),
+        daemon(folder, environ(folder, dsn, ws, venue.http, "trade")) as running,
+    ):
+        connection = await asyncpg.connect(dsn)
+        try:
+            await until_stored(connection, TRADES)
+            end = time.time()
+            cpu_s, peak_mib = running.cpu_s(), running.memory_mib("VmHWM")
+            begin, rows = await connection.fetchrow(
+                "SELECT extract(epoch FROM min(received_at))::float8, count(*) FROM raw_trades"
+            )
+            assert rows == TRADES, f"{rows} rows in the table"
+            await compare_with_venue(connection, venue)
+        finally:
+            await connection.close()
+    return TRADES / (end - begin), cpu_s * 1e6 / TRADES, peak_mib
+
+
+async def until_stored(connection: asyncpg.Connection, count: int) -> None:
+    """Wait until the ledger covers `count` trades; complain when it stops growing."""
+    stored, changed = 0, time.monotonic()
+    while stored < count:
+        now = await connection.fetchval(STORED)
+        if now > stored:
+            stored, changed = now, time.monotonic()
+        elif time.monotonic() - changed > STALL_LIMIT_S:
+            raise RuntimeError(f"{stored} of {count} trades are stored and no more come")
+        await asyncio.sleep(0.02)
+
+
+async def compare_with_venue(connection: asyncpg.Connection, venue: Running) -> None:
+    """Assert that the ledger holds what the exchange has sent, no more and no less."""
+    sent = json.loads(await venue.get("/sim/state"))["symbols"]
+    found = await connection.fetch("SELECT symbol, first_id, last_id FROM trade_coverage")
+    assert {row["symbol"]: (row["first_id"], row["last_id"]) for row in found} == {
+        symbol: (ids["first_id"], ids["last_id"]) for symbol, ids in sent.items()
+    }, "the ledger differs from what was sent"
+
+
+async def script(server_dsn: str) -> tuple[float, float]:
+    """Return trades/s and CPU us a trade of the script."""
+    count = str(SCRIPT_TRADES)
+    async with (
+        database(server_dsn, "bench_script") as dsn,
+        exchange("--symbols", LIST, "--rate", "0", "--prerender", count, "--count", count) as (
+            venue,
+            ws,
+        ),
+    ):
+        state = json.loads(await venue.get("/sim/state"))
+        connection = await asyncpg.connect(dsn)
+        days = [state["epoch_us"] // 86_400_000_000 + day for day in (0, 1)]
+        await make_partitions(connection, days)
+        await connection.close()
+        url = f"{ws}/stream?streams={STREAMS}&timeUnit=MICROSECOND"
+        command = (sys.executable, str(HERE / "_script.py"), url, dsn, count)
+        result = json.loads(await output_of(command))
+    return result["trades"] / result["seconds"], result["cpu_s"] * 1e6 / result["trades"]
+
+
+async def steady(server_dsn: str) -> list[Figure]:
+    """Return latency and CPU at STEADY_RATE with the default batch settings."""
+    folder = open_folder()
+    async with (
+        database(server_dsn, "bench_steady") as dsn,
+        exchange("--symbols", LIST, "--rate", str(STEADY_RATE)) as (venue, ws),
+        daemon(folder, environ(folder, dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
+    ):
+        await until_ready(running)
+        await asyncio.sleep(WARM_UP_S)
+        begin, cpu_s = time.time(), running.cpu_s()
+        before = await commit_buckets(running)
+        await asyncio.sleep(STEADY_S)
+        after = await commit_buckets(running)
+        cpu_s = running.cpu_s() - cpu_s
+        connection = await asyncpg.connect(dsn)
+        try:
+            row = await connection.fetchrow(LATENCY, begin)
+        finally:
+            await connection.close()
+    p50_s, p99_s = row["quantiles"]
+    trades = STEADY_RATE * STEADY_S
+    assert row["rows"] > 0.9 * trades, f"{row['rows']} rows in {STEADY_S:.0f} s"
+    bound_s = quantile({le: after[le] - before[le] for le in after}, 0.99)
+    name = f"steady {STEADY_RATE:,}/s"
+    return [
+        figure(name, "receive -> commit p50, by commit time", [p50_s * 1e3], "ms"),
+        figure(name, "receive -> commit p99, by commit time", [p99_s * 1e3], "ms", limit=150.0),
+        figure(
+            name, "receive -> commit p99, daemon's histogram", [bound_s * 1e3], "ms", limit=150.0
+        ),
+        figure(name, "CPU of the daemon", [cpu_s * 1e6 / trades], "us/trade"),
+    ]
+
+
+async def idle(server_dsn: str) -> list[Figure]:
+    """Return the memory of a daemon that is connected and gets one trade a second."""
+    folder = open_folder()
+    async with (
+        database(server_dsn, "bench_idle") as dsn,
+        exchange("--symbols", LIST, "--rate", "1") as (venue, ws),
+        daemon(folder, environ(folder, dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
+    ):
+        await until_ready(running)
+        await running.get("/metrics")
+        await asyncio.sleep(IDLE_S)
+        return [figure("idle", "RSS of the daemon", [running.memory_mib("VmRSS")], "MiB", limit=64)]
+
+
+async def commit_buckets(running: Running) -> dict[float, float]:
+    """Return the cumulative buckets of the daemon's receive -> commit histogram."""
+    return {
+        float(sample.labels["le"]): sample.value
+        for family in text_string_to_metric_families(await running.get("/metrics"))
+        if family.name == "tradecore_receive_commit_latency_seconds"
+        for sample in family.samples
+        if sample.name.endswith("_bucket")
+    }
+
+
+def quantile(buckets: dict[float, float], share: float) -> float:
+    """Return the upper bound of the bucket that holds the quantile."""
+    total = buckets[float("inf")]
+    return next(le for le in sorted(buckets) if buckets[le] >= share * total)
+
+
+async def make_partitions(connection: asyncpg.Connection, days: list[int]) -> None:
+    """Make the daily partitions that the script's rows go to; `days` count from 1970."""
+    from datetime import date, timedelta
+
+    await Partitions().ensure(
+        connection, "raw_trades", [date(1970, 1, 1) + timedelta(days=day) for day in days]
+    )
+
+
+async def measure(server_dsn: str) -> list[Figure]:
+    """Return all figures of this bench."""
+    figures = await idle(server_dsn)
+    figures += await steady(server_dsn)
+    rates, cpu_us, peaks = zip(
+        *[await saturated(server_dsn, number) for number in range(REPEATS)], strict=True
+    )
+    script_rate, script_cpu_us = await script(server_dsn)
+    name = "saturated"
+    return [
+        *figures,
+        figure(name, DAEMON, rates, "trades/s", baseline=SCRIPT, limit=200_000),
+        figure(name, SCRIPT, [script_rate], "trades/s"),
+        figure(name, "CPU of the daemon", cpu_us, "us/trade", baseline="CPU of the script"),
+        figure(name, "CPU of the script", [script_cpu_us], "us/trade"),
+        figure(name, "peak RSS of the daemon", peaks, "MiB", limit=128),
+    ]
+
+
+async def main() -> list[Figure]:
+    """Run this bench alone."""
+    async with server() as dsn:
+        return await measure(dsn)
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__).parse_args()
+    raise SystemExit(report(asyncio.run(main()), options.json))
