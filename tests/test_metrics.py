@@ -9,6 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from snapshots import HEALTHY, changed
 
+from tradecore.feed.states import State
 from tradecore.metrics import METRICS, render
 from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_process
 
@@ -125,6 +126,10 @@ def samples(text: str, parse=parse_plain) -> dict[str, float]:
 
 def test_names_and_labels_are_the_promised_ones():
     assert "".join(f"{m.name}{{{','.join(m.labels)}}}\n" for m in METRICS) == NAMES
+
+
+def test_connection_states_are_those_of_the_feed():
+    assert CONNECTION_STATES == tuple(State)
 
 
 def test_names_follow_the_rules():
