@@ -129,7 +129,7 @@ def test_names_and_labels_are_the_promised_ones():
 
 
 def test_connection_states_are_those_of_the_feed():
-    assert CONNECTION_STATES == tuple(State)
+    assert tuple(State) == CONNECTION_STATES
 
 
 def test_names_follow_the_rules():
