@@ -12,6 +12,7 @@ import picows
 import pytest
 import uvloop
 from fake_venue import StubListener, Venue, eventually, make_certificate, server_tls
+from fakes import simulated_exchange
 
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
@@ -179,3 +180,32 @@ def test_with_the_compiled_listener(
     tls_context.cache_clear()
     runner(check_capture(tmp_path, tls))
     tls_context.cache_clear()
+
+
+async def test_against_the_simulated_exchange(tmp_path: Path) -> None:
+    """The venue's strict limits, pings, a cut and an unlisted symbol; every row is a true trade."""
+    listed = ("BTCUSDT", "币安人生USDT", *(f"SYM{number}USDT" for number in range(150)))
+    wanted = (*listed, "NOSUCHUSDT")
+    options: dict[str, Any] = {"ping_interval": 1, "pong_timeout": 2, "cut_after": 4}
+    async with simulated_exchange(symbols=",".join(listed), rate=500, **options) as exchange:
+        ring = Ring(tmp_path / "ring", 1 << 14)
+        for symbol in wanted:
+            ring.intern(symbol)
+        capture = Capture(ring, ring.symbols, Conflator(len(wanted)))
+
+        def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
+            return FrameListener(capture, owner, line, epoch)
+
+        here = replace(settings(Venue()), websocket_url=exchange.ws, symbols=wanted)
+        async with Running(Feed(here, factory, timing=replace(FAST, frame_gap_s=0.5))) as feed:
+            await eventually(lambda: feed.live == 1, 20)
+            await eventually(lambda: feed.describe()[0].connects >= 2, 20)
+            await eventually(lambda: feed.live == 1, 20)
+            (status,) = feed.describe()
+            assert set(status.reconnects) == {"lost"}
+        rows = ring.peek(1 << 14)
+        assert len(rows) > 500
+        assert capture.refused() == dict.fromkeys(capture.refused(), 0)
+        for row in rows:
+            trade = exchange.truth.trade(ring.symbols.name(int(row["symbol_id"])), row["trade_id"])
+            assert (row["price_e8"], row["quantity_e8"], row["trade_us"]) == trade[2:5]

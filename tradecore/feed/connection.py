@@ -163,7 +163,7 @@ class Connection:
         if over.reason is Reason.CONNECT_FAILED:
             self._attempts_failed += 1
         else:
-            self._reconnects[over.reason] += 1
+            self._reconnects[over.reason.value] += 1
         self._connects += session.opened
         self._last_data_ns = session.last_data_ns or self._last_data_ns
         if session.settled or over.reason is Reason.SILENT:

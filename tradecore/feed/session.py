@@ -373,7 +373,7 @@ def _close_received(transport: WSTransport) -> SessionOver | None:
     handshake = transport.close_handshake
     if handshake is None or handshake.recv is None:
         return None
-    close = handshake.recv
+    code, text = cast(int, handshake.recv.code), handshake.recv.reason
     return SessionOver(
-        Reason.CLOSED_BY_VENUE, f"{cast(int, close.code):d} {close.reason or ''}".strip()
+        Reason.CLOSED_BY_VENUE, f"{f'{code:d}' if code else 'no code'} {text or ''}".strip()
     )
