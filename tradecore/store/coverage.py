@@ -1,11 +1,11 @@
 """Reads and writes the ledger's tables for a transaction that holds the symbols' locks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
 
-from tradecore.errors import StoreError
+from tradecore.errors import StoreError, TransientStoreError
 from tradecore.store import ledger
 from tradecore.store import statements as sql
 
@@ -20,17 +20,30 @@ class Origin(NamedTuple):
     hole_cause: str
 
 
+async def add_symbols(pool: asyncpg.Pool, symbols: Iterable[str]) -> None:
+    """Give the symbols their lock rows.
+
+    In a transaction of its own: a writer that holds locks and waits for another's new row, while
+    that one waits for its locks, would be a deadlock.
+    """
+    await pool.execute(sql.ADD_SYMBOLS, list(symbols))
+
+
 async def lock_and_read(
     conn: asyncpg.Connection, names: Names, pieces: Mapping[int, Sequence[ledger.Range]]
 ) -> dict[int, list[ledger.Range]]:
-    """Lock the symbols of `pieces`; return, by symbol id, the ranges on which they bear."""
+    """Lock the symbols of `pieces`; return, by symbol id, the ranges on which they bear.
+
+    Raises TransientStoreError when a symbol has no lock row (see `add_symbols`).
+    """
     found: dict[int, set[ledger.Range]] = {symbol_id: set() for symbol_id in pieces}
     if not pieces:
         return {}
     symbols = [names[symbol_id] for symbol_id in pieces]
     if await conn.fetchval(sql.LOCK, symbols) < len(symbols):
-        await conn.execute(sql.ADD_SYMBOLS, symbols)
-        await conn.fetchval(sql.LOCK, symbols)
+        raise TransientStoreError(
+            "symbols", "rows of trade_symbols are missing: they are made anew"
+        )
     for symbol_id, row in await _read_around(conn, sql.READ_RANGES, names, pieces):
         found[symbol_id].add(
             ledger.Range(row["first_id"], row["last_id"], row["first_us"], row["last_us"])

@@ -31,7 +31,7 @@ class Failure:
     remedy: str = ""
 
 
-_TRANSIENT_CLASSES = {"08", "40", "53", "55", "57", "58"}
+_TRANSIENT_CLASSES = {"40", "53", "55", "57", "58"}
 
 # Exact states before classes. 22P03 and 22P04 speak of our encoding, not of a row's values.
 _REMEDIES = {
@@ -63,11 +63,16 @@ def classify(exc: BaseException) -> Failure:
             return Failure(Kind.TRANSIENT, "timeout")
         case OSError():
             return Failure(Kind.TRANSIENT, "connection")
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError() if not isinstance(
+            exc, ValueError
+        ):
+            # What asyncpg raises when the connection ended between or under its statements.
+            return Failure(Kind.TRANSIENT, "connection")
     return Failure(Kind.PERSISTENT, "client", _LOOK)
 
 
 def _classify_state(exc: asyncpg.PostgresError) -> Failure:
-    state = exc.sqlstate or "connection"
+    state = exc.sqlstate or "08000"
     remedy = _REMEDIES.get(state) or _REMEDIES.get(state[:2]) or ""
     if state == "23505":
         return Failure(Kind.REPEATED, state)
@@ -77,7 +82,9 @@ def _classify_state(exc: asyncpg.PostgresError) -> Failure:
         return Failure(Kind.PERSISTENT, state, remedy)
     if state[:2] in ("22", "23"):
         return Failure(Kind.REFUSED, state)
-    if state[:2] in _TRANSIENT_CLASSES or state == "connection":
+    if state[:2] == "08":
+        return Failure(Kind.TRANSIENT, "connection")
+    if state[:2] in _TRANSIENT_CLASSES:
         return Failure(Kind.TRANSIENT, state)
     return Failure(Kind.PERSISTENT, state, _LOOK)
 

@@ -15,7 +15,7 @@ in smaller transactions through a staging table, where such rows can be told fro
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -86,6 +86,8 @@ class _Batch:
     rows: Rows
     keep: npt.NDArray[np.uint8]
     pieces: Pieces
+    names: dict[int, str]
+    """Symbols of the pieces by symbol id."""
     repeats: int
     refusals: list[Refusal]
     origin: coverage.Origin
@@ -108,6 +110,7 @@ class Sink:
         self._limit_s = limit_s
         # What calls that failed may have stored all the same: the next call reports it as stored.
         self._unreported: Pieces = {}
+        self._lockable: set[str] = set()  # symbols that have their row in trade_symbols
 
     # ---- trades ------------------------------------------------------------------------------
 
@@ -129,6 +132,7 @@ class Sink:
             return await self._transact(
                 sql.TRADES,
                 _days_of(part, sql.TRADES, batch.keep),
+                batch.names.values(),
                 lambda conn: self._store_trades(conn, batch, earlier, careful),
             )
 
@@ -145,13 +149,14 @@ class Sink:
         if repeated:
             repeats = ledger.mask_repeats(rows, keep)
             pieces, _ = ledger.join_runs(find_runs(rows, len(self._symbols), keep))
-        return _Batch(rows, keep, pieces, repeats, refusals, origin)
+        names = {symbol_id: self._symbols.name(symbol_id) for symbol_id in pieces}
+        return _Batch(rows, keep, pieces, names, repeats, refusals, origin)
 
     async def _store_trades(
         self, conn: asyncpg.Connection, batch: _Batch, earlier: Pieces, careful: bool
     ) -> WriteResult:
         keep, pieces, refusals = batch.keep.copy(), batch.pieces, list(batch.refusals)
-        names = {symbol_id: self._symbols.name(symbol_id) for symbol_id in pieces}
+        names = batch.names
         stored_before = await coverage.lock_and_read(conn, names, pieces)
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
         cut = mask_rows(batch.rows, _as_runs(cuts), keep) if any(cuts.values()) else 0
@@ -228,6 +233,7 @@ class Sink:
             return await self._transact(
                 target,
                 _days_of(part, target, keep),
+                (),
                 lambda conn: self._store_states(conn, target, part, keep, refusals, careful),
             )
 
@@ -283,19 +289,28 @@ class Sink:
         self,
         target: sql.Target,
         days: set[date],
+        symbols: Collection[str],
         body: Callable[[asyncpg.Connection], Awaitable[WriteResult]],
     ) -> WriteResult:
-        """Run `body` in a transaction with a place for rows of `days`, all in limited time."""
+        """Run `body` in a transaction, all in limited time.
+
+        Rows of `days` have a place in the table then, and `symbols` have their lock rows.
+        """
         try:
             async with asyncio.timeout(self._limit_s):
                 await self._partitions.ensure(self._pool, target.table, days)
+                if not self._lockable.issuperset(symbols):
+                    await coverage.add_symbols(self._pool, symbols)
+                    self._lockable.update(symbols)
                 async with self._transaction() as conn:
                     return await body(conn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
             if classify(exc).kind is Kind.NO_PARTITION:
                 self._partitions.forget(target.table)
+            self._lockable.clear()
             raise as_transient(exc) from exc
         except (StoreError, OSError, TimeoutError) as exc:
+            self._lockable.clear()
             raise as_transient(exc) from exc
 
     @asynccontextmanager
