@@ -218,6 +218,12 @@ def _own_record(message: str, **fields: object) -> logging.LogRecord:
 
 
 _running: tuple[_QueueHandler, _Writer] | None = None
+_mask = Masker()
+
+
+def mask(text: str) -> str:
+    """Return `text` without passwords and without the secrets that `start` was given last."""
+    return _mask(text)
 
 
 def start(
@@ -231,12 +237,13 @@ def start(
 
     auto is text on a terminal and JSON elsewhere. Call `stop` at the end.
     """
-    global _running
+    global _running, _mask
     stop()
+    _mask = Masker(secrets)
     stream = stream or sys.stderr.buffer
     as_json = form == "json" or (form == "auto" and not stream.isatty())
     handler = _QueueHandler()
-    writer = _Writer(handler, Formatter(as_json, Masker(secrets)), stream)
+    writer = _Writer(handler, Formatter(as_json, _mask), stream)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())

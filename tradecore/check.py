@@ -1,0 +1,340 @@
+"""`tradecore check`: tests everything that a capture needs and says how to mend what is wrong."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import orjson
+
+from tradecore import clock, log
+from tradecore.errors import (
+    EXIT_DATA_DIR,
+    EXIT_DATABASE,
+    EXIT_OK,
+    EXIT_USAGE,
+    EXIT_VENUE,
+    DataDirError,
+    SettingsError,
+    TradecoreError,
+)
+from tradecore.settings import Settings
+
+if TYPE_CHECKING:
+    import aiohttp
+    import asyncpg
+
+VENUE_LIMIT_S = 15.0
+CLOCK_TOLERANCE_MS = 250.0
+_BODY_MAX_BYTES = 64 << 20
+_SPARE_BYTES = 5 << 30
+"""What the embedded database should have to grow for some days."""
+_CLOCK_SAMPLES = 4
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    grade: Literal["ok", "warn", "fail"]
+    what: str
+    text: str
+    mend: str = ""
+    exit_code: int = EXIT_OK
+
+
+def refuse(error: SettingsError) -> int:
+    """Report wrong settings; nothing else can be tested with them."""
+    for problem in error.problems:
+        _print(Finding("fail", "settings", problem))
+    return error.exit_code
+
+
+async def run(settings: Settings) -> int:
+    """Test everything, print a line each, return the exit code of the first failure or 0."""
+    exit_code = EXIT_OK
+    async for finding in find(settings):
+        _print(finding)
+        exit_code = exit_code or finding.exit_code
+    return exit_code
+
+
+def _print(finding: Finding) -> None:
+    text = f"{finding.grade:<5} {finding.what:<9} {log.mask(finding.text)}"
+    print(text + (f": {finding.mend}" if finding.mend else ""), flush=True)
+
+
+async def find(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield the findings, from the nearest (settings) to the farthest (the venue)."""
+    text = f"symbols: {len(settings.symbols)}, streams of each: {', '.join(settings.streams)}"
+    yield Finding("ok", "settings", text)
+    for finding in _folder(settings):
+        yield finding
+    yield _ring(settings)
+    async for finding in _database(settings):
+        yield finding
+    async for finding in _venue(settings):
+        yield finding
+
+
+# -- the folder and the ring ----------------------------------------------------------------------
+
+
+def _folder(settings: Settings) -> Iterator[Finding]:
+    path = settings.data_dir.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield Finding(
+            "fail",
+            "folder",
+            f"DATA_DIR {path} cannot be written",
+            "give this user write access or set another DATA_DIR",
+            EXIT_DATA_DIR,
+        )
+        return
+    if holder := _holder(path):
+        text = f"DATA_DIR {path} is used by a running tradecore (process {holder})"
+        yield Finding("warn", "folder", text, "stop it before you start another one there")
+    else:
+        state = "can be written" if there == path else "will be made"
+        yield Finding("ok", "folder", f"DATA_DIR {path} {state}")
+    yield _room(settings, path, there)
+
+
+def _holder(path: Path) -> str:
+    """Return the process that holds the folder's lock, "" when nobody does."""
+    from tradecore.datadir import LOCK_NAME
+
+    try:
+        descriptor = os.open(path / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _room(settings: Settings, path: Path, there: Path) -> Finding:
+    from tradecore.ring import ROWS_AT
+    from tradecore.schema import TRADE_DTYPE
+
+    ring = path / "ring"
+    taken = ring.stat().st_size if ring.exists() else 0
+    need = max(ROWS_AT + settings.ring_capacity * TRADE_DTYPE.itemsize - taken, 0)
+    spare = 0 if settings.database_url else _SPARE_BYTES
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:.1f} GiB free"
+    if free < need:
+        mend = f"free {need / 2**20:.0f} MiB, or set a smaller RING_CAPACITY"
+        return Finding("fail", "disk", text, mend, EXIT_DATA_DIR)
+    if free < need + spare:
+        return Finding("warn", "disk", text, "little for a database that grows every day")
+    return Finding("ok", "disk", text)
+
+
+def _ring(settings: Settings) -> Finding:
+    rows = settings.ring_capacity
+    return Finding(
+        "ok",
+        "ring",
+        f"{rows:,} trades ({rows * 64 / 2**20:,.0f} MiB) bridge a database outage of "
+        f"{_duration(rows / 1_000)} at 1,000 trades/s, {_duration(rows / 10_000)} at 10,000",
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+# -- the database ---------------------------------------------------------------------------------
+
+
+async def _database(settings: Settings) -> AsyncIterator[Finding]:
+    from tradecore.commands import open_database
+
+    if settings.database_url is None:
+        finding = _embedded(settings)
+        yield finding
+        if finding.grade == "fail" or not _cluster(settings).exists():
+            return
+    elif warnings := _dsn_warnings(settings):
+        for warning in warnings:
+            yield Finding("warn", "database", warning)
+    try:
+        async with open_database(settings) as connection:
+            async for finding in _server(connection):
+                yield finding
+    except TradecoreError as error:
+        yield Finding("fail", "database", str(error), exit_code=error.exit_code)
+
+
+def _cluster(settings: Settings) -> Path:
+    return settings.data_dir / "postgres" / "cluster" / "PG_VERSION"
+
+
+def _embedded(settings: Settings) -> Finding:
+    from tradecore.store.embedded import find_binaries
+
+    try:
+        binaries = find_binaries()
+    except DataDirError as error:
+        return Finding("fail", "database", str(error), exit_code=error.exit_code)
+    state = "is there" if _cluster(settings).exists() else "will be made by the first `run`"
+    text = f"no DATABASE_URL: own PostgreSQL {binaries.version} in DATA_DIR {state}"
+    return Finding("ok", "database", text)
+
+
+def _dsn_warnings(settings: Settings) -> tuple[str, ...]:
+    from tradecore.store.dsn import parse_dsn
+
+    assert settings.database_url is not None
+    try:
+        return tuple(parse_dsn(settings.database_url.reveal()).warnings)
+    except TradecoreError:
+        return ()  # told when it is opened
+
+
+async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
+    from tradecore.store.migrate import check
+    from tradecore.store.pool import describe_server
+
+    server = await describe_server(connection)
+    text = f"PostgreSQL {server.version}, edition {server.edition}"
+    if server.timescale_version:
+        text += f" {server.timescale_version}"
+    text += f", database {server.database}, role {server.role}, time zone {server.time_zone}"
+    yield Finding("ok", "database", text)
+    for problem in server.problems:
+        yield Finding("fail", "database", problem, exit_code=EXIT_DATABASE)
+    try:
+        state = await check(connection)
+        state.raise_unusable()
+    except TradecoreError as error:
+        yield Finding("fail", "schema", str(error), exit_code=error.exit_code)
+    else:
+        if state.pending:
+            text = f"{len(state.pending)} migrations pending"
+            yield Finding("warn", "schema", text, "`run` applies them unless AUTO_MIGRATE=off")
+        else:
+            yield Finding("ok", "schema", f"up to date ({state.applied[-1]})")
+    samples = []
+    for _ in range(_CLOCK_SAMPLES):
+        begin_ns = clock.wall_ns()
+        time_us = await connection.fetchval(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint"
+        )
+        samples.append((begin_ns, time_us * 1000, clock.wall_ns()))
+    yield _clock("database", samples, resolution_ms=0)
+
+
+def _clock(whose: str, samples: list[tuple[int, int, int]], resolution_ms: float) -> Finding:
+    """Judge our clock by samples of (sent, theirs, received) in nanoseconds; the fastest counts."""
+    sent_ns, theirs_ns, received_ns = min(samples, key=lambda sample: sample[2] - sample[0])
+    offset_ms = ((sent_ns + received_ns) / 2 - theirs_ns) / 1e6 - resolution_ms / 2
+    bound_ms = (received_ns - sent_ns) / 2e6 + resolution_ms / 2
+    text = f"this clock is {offset_ms:+.1f} ms against the {whose}'s, give or take {bound_ms:.1f}"
+    if abs(offset_ms) - bound_ms > CLOCK_TOLERANCE_MS:
+        mend = "run an NTP client, since received_at and latencies come from this clock"
+        return Finding("warn", "clock", text, mend)
+    return Finding("ok", "clock", text)
+
+
+# -- the venue ------------------------------------------------------------------------------------
+
+
+async def _venue(settings: Settings) -> AsyncIterator[Finding]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=VENUE_LIMIT_S)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout, raise_for_status=False) as session:
+            samples = []
+            for _ in range(_CLOCK_SAMPLES):
+                begin_ns = clock.wall_ns()
+                answer = await _get(session, f"{settings.rest_url}/api/v3/time")
+                samples.append((begin_ns, int(answer["serverTime"]) * 10**6, clock.wall_ns()))
+            yield Finding("ok", "venue", f"{settings.rest_url} answers")
+            yield _clock("venue", samples, resolution_ms=1)
+            info = await _get(
+                session, f"{settings.rest_url}/api/v3/exchangeInfo?showPermissionSets=false"
+            )
+            for finding in _symbols(settings, info):
+                yield finding
+    except (aiohttp.ClientError, OSError, _RefusedError) as error:
+        reason = str(error) or f"no answer within {VENUE_LIMIT_S:.0f} s"
+        yield _unreachable(f"{settings.rest_url}: {reason}", "BINANCE_REST_URL")
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"{settings.rest_url} does not answer as the venue does ({error!r})"
+        yield _unreachable(text, "BINANCE_REST_URL")
+    yield await _websocket(settings)
+
+
+class _RefusedError(Exception):
+    """The venue answered with an error status."""
+
+
+def _unreachable(text: str, variable: str) -> Finding:
+    mend = f"check the network and {variable}"
+    return Finding("fail", "venue", text, mend, EXIT_VENUE)
+
+
+async def _get(session: "aiohttp.ClientSession", url: str) -> Any:
+    """Return the JSON of an answer that is not too long; _RefusedError for a status of 400 up."""
+    async with session.get(url, allow_redirects=False) as response:
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(1 << 16):
+            body += chunk
+            if len(body) > _BODY_MAX_BYTES:
+                raise _RefusedError("the answer is longer than 64 MiB")
+        if response.status != 200:
+            hints = {
+                418: "this address is banned for a while",
+                429: "too many requests from this address",
+                451: "it does not serve this country; https://data-api.binance.vision may",
+            }
+            hint = hints.get(response.status, body[:200].decode(errors="replace"))
+            raise _RefusedError(f"HTTP {response.status}, {hint}")
+    return orjson.loads(body)
+
+
+def _symbols(settings: Settings, info: Any) -> Iterator[Finding]:
+    states: dict[str, str] = {one["symbol"]: one["status"] for one in info["symbols"]}
+    trading = 0
+    for symbol in settings.symbols:
+        state = states.get(symbol)
+        if state is None:
+            near = get_close_matches(symbol, states, n=1, cutoff=0.7)
+            mend = "correct SUPPORTED_SYMBOLS" + (f", did you mean {near[0]}?" if near else "")
+            text = f"{symbol} is not listed at the venue"
+            yield Finding("fail", "symbols", text, mend, EXIT_USAGE)
+        elif state != "TRADING":
+            yield Finding("warn", "symbols", f"{symbol} is not trading now ({state})")
+        else:
+            trading += 1
+    if trading == len(settings.symbols):
+        yield Finding("ok", "symbols", f"trading: {trading} of {trading}")
+
+
+async def _websocket(settings: Settings) -> Finding:
+    """Open and close a connection in the very way that the feed does."""
+    from picows import WSListener
+
+    from tradecore.feed.endpoint import Endpoint
+
+    endpoint = Endpoint.parse(settings.websocket_url)
+    begin_ns = clock.mono_ns()
+    try:
+        transport, _ = await endpoint.open(WSListener, VENUE_LIMIT_S)
+        took_ms = (clock.mono_ns() - begin_ns) / 1e6
+        transport.disconnect()
+        await asyncio.wait_for(transport.wait_disconnected(), VENUE_LIMIT_S)
+    except (OSError, TradecoreError) as error:
+        return _unreachable(f"{settings.websocket_url}: {error}", "BINANCE_WEBSOCKET_URL")
+    return Finding("ok", "venue", f"{settings.websocket_url} takes connections ({took_ms:.0f} ms)")

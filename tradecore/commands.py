@@ -1,0 +1,188 @@
+"""The short commands: migrate, verify, health. Each prints its outcome and returns an exit code."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tradecore import clock
+from tradecore.errors import EXIT_BUG, EXIT_OK, DataDirError, StoreError
+from tradecore.settings import Settings, http_address
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from tradecore.store.verify import VerifyReport
+
+HEALTH_LIMIT_S = 3.0
+PROGRESS_S = 5.0
+_SHOWN_DIFFERENCES = 20
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator["asyncpg.Connection"]:
+    """Connect to DATABASE_URL, or to the embedded database, which is started when none runs it.
+
+    A running daemon keeps its server: it is used and left alone. Raises StoreError or DataDirError.
+    """
+    import asyncpg
+
+    from tradecore.store.pool import connect
+
+    async with AsyncExitStack() as stack:
+        if settings.database_url:
+            dsn = settings.database_url.reveal()
+        else:
+            dsn = await _start_embedded(settings, stack)
+        connection = await connect(dsn)
+        stack.push_async_callback(connection.close, timeout=5)
+        try:
+            yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise StoreError(f"the database broke off: {error}; try again") from error
+
+
+async def _start_embedded(settings: Settings, stack: AsyncExitStack) -> str:
+    from tradecore.datadir import DataDir
+    from tradecore.store.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.data_dir)
+    try:
+        stack.callback(DataDir(settings.data_dir).close)
+    except DataDirError:
+        # A daemon has the folder. Its server is there to share, but is not ours to start or stop.
+        if not (settings.data_dir / "postgres" / "cluster" / "postmaster.pid").exists():
+            raise
+        return await server.start()
+    stack.push_async_callback(server.stop)
+    return await server.start()
+
+
+async def migrate(settings: Settings, *, only_check: bool) -> int:
+    """Apply what is pending, or only say what is; pending ones then end with EXIT_DATABASE."""
+    from tradecore.store.migrate import check
+    from tradecore.store.migrate import migrate as apply
+
+    async with open_database(settings) as connection:
+        if only_check:
+            state = await check(connection)
+            state.raise_unusable()
+            if state.pending:
+                raise StoreError(
+                    f"the schema is behind, {', '.join(state.pending)} pending:"
+                    " run `tradecore migrate`"
+                )
+            print(f"the schema is up to date ({state.applied[-1]}, {state.level})")
+            return EXIT_OK
+        applied = await apply(connection)
+    print(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+    return EXIT_OK
+
+
+async def verify(settings: Settings, *, symbol: str | None) -> int:
+    """Recount the table against the ledger; raises DifferenceError when they differ."""
+    from tradecore.store.verify import verify as recount
+
+    on_terminal = sys.stdout.isatty()
+    async with open_database(settings) as connection:
+        with _Progress(on_terminal) as progress:
+            report = await recount(connection, symbol=symbol, progress=progress.show)
+    if on_terminal:
+        _print_report(report)
+    else:
+        for difference in report.differences:
+            _print_json("difference", asdict(difference))
+        for hole in report.holes:
+            _print_json("hole", asdict(hole))
+        counts = {
+            name: getattr(report, name)
+            for name in ("symbols", "ranges", "rows", "expected_rows", "difference_count")
+        }
+        _print_json("verified", {**counts, "holes": len(report.holes)})
+    report.raise_if_different()
+    return EXIT_OK
+
+
+class _Progress:
+    """A bar on a terminal, a JSON line every few seconds elsewhere."""
+
+    def __init__(self, on_terminal: bool) -> None:
+        self._on_terminal = on_terminal
+        self._bar: Any = None
+        self._next_ns = clock.mono_ns() + int(PROGRESS_S * 1e9)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, counted: int, expected: int) -> None:
+        if self._on_terminal:
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=expected, unit=" rows", unit_scale=True, leave=False)
+            self._bar.update(counted - self._bar.n)
+        elif clock.mono_ns() >= self._next_ns:
+            self._next_ns = clock.mono_ns() + int(PROGRESS_S * 1e9)
+            _print_json("progress", {"counted": counted, "expected": expected})
+
+
+def _print_report(report: "VerifyReport") -> None:
+    for difference in report.differences[:_SHOWN_DIFFERENCES]:
+        print(difference)
+    if report.difference_count > _SHOWN_DIFFERENCES:
+        print(f"... and {report.difference_count - _SHOWN_DIFFERENCES:,} more differences")
+    for hole in report.holes[:_SHOWN_DIFFERENCES]:
+        print(f"{hole.symbol} {hole.first_id}..{hole.last_id}: hole", end="")
+        print(" (absent at the venue)" if hole.absent else "")
+    if len(report.holes) > _SHOWN_DIFFERENCES:
+        print(f"... and {len(report.holes) - _SHOWN_DIFFERENCES:,} more holes")
+    print(
+        f"{report.rows:,} rows of {report.symbols} symbols counted, "
+        f"{report.expected_rows:,} by the ledger, {len(report.holes):,} holes"
+    )
+
+
+def _print_json(event: str, fields: Mapping[str, Any]) -> None:
+    sys.stdout.write(orjson.dumps({"event": event, **fields}).decode() + "\n")
+    sys.stdout.flush()
+
+
+def health(environ: Mapping[str, str]) -> int:
+    """Ask the running daemon for /ready; print one line and return 0 if it is, else 1."""
+    from http.client import HTTPConnection, HTTPException
+
+    host, port = http_address(environ)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        connection = HTTPConnection(host, port, timeout=HEALTH_LIMIT_S)
+        connection.request("GET", "/ready")
+        response = connection.getresponse()
+        status, body = response.status, response.read(65536)
+        connection.close()
+    except (OSError, HTTPException) as error:
+        reason = str(error) or type(error).__name__
+        print(f"not ready: http://{shown}:{port}/ready does not answer: {reason}")
+        return EXIT_BUG
+    if status == 200:
+        print("ready")
+        return EXIT_OK
+    print(f"not ready: {_reasons(body) or f'HTTP {status}'}")
+    return EXIT_BUG
+
+
+def _reasons(body: bytes) -> str:
+    """Return the daemon's own reasons as one printable line; "" when it is not its answer."""
+    try:
+        reasons = "; ".join(str(reason["text"]) for reason in json.loads(body)["reasons"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return "".join(c if c.isprintable() else " " for c in reasons)[:500]
