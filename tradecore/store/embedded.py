@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import asyncpg
@@ -41,6 +41,7 @@ _PORT = 5432
 _SOCKET_PATH_MAX_BYTES = 107
 _LOG_MAX_BYTES = 16 << 20
 _LEFT_OVER_LIMIT_S = 10
+_QUIT_LIMIT_S = 10.0
 
 # Written to postgresql.conf once, by initdb: an operator may change them there.
 _SETTINGS = {
@@ -212,7 +213,7 @@ class EmbeddedPostgres:
                             f"PostgreSQL did not start on {self._cluster}: {exc}"
                         ) from None
                 await asyncio.sleep(0.2)
-        except OSError as exc:
+        except (OSError, subprocess.TimeoutExpired) as exc:
             await self.stop()
             raise DataDirError(f"{self._home} cannot be used: {exc}") from exc
         except BaseException:
@@ -221,7 +222,7 @@ class EmbeddedPostgres:
 
     async def stop(self) -> None:
         """Stop the server: open transactions are rolled back, all that is committed stays."""
-        for name, limit_s in ((signal.SIGINT, self._stop_limit_s), (signal.SIGQUIT, 10.0)):
+        for name, limit_s in ((signal.SIGINT, self._stop_limit_s), (signal.SIGQUIT, _QUIT_LIMIT_S)):
             if not self._alive():
                 break
             assert self.pid is not None
@@ -239,13 +240,15 @@ class EmbeddedPostgres:
     def _launch(self) -> bool:
         """Bring up the server process; blocking, without waiting for its answer.
 
-        Return whether a server that died, or was killed, has left its traces.
+        Return whether there was a server before: what is left of it may be in the way.
         """
+        if self._alive():
+            return True
         user = self._prepare_home()
+        left_over = (self._cluster / "postmaster.pid").exists()
         if self._adopt():
             log.info("PostgreSQL already runs, using it", extra={"pid": self.pid})
-            return False
-        left_over = (self._cluster / "postmaster.pid").exists()
+            return left_over
         binaries = self._binaries(user)
         if not (self._cluster / "PG_VERSION").exists():
             self._initialise(binaries, user)
@@ -380,12 +383,10 @@ class EmbeddedPostgres:
             pid, socket_dir = int(lines[0]), Path(lines[4].strip())
         except (FileNotFoundError, ValueError, IndexError):
             return False  # no server, or one that died while it wrote: PostgreSQL sorts it out
-        try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
+        if not Path(f"/proc/{pid}").exists():
             return False
-        if os.fsencode(self._cluster) in arguments:
-            self.pid, self._socket_dir = pid, socket_dir
+        if self._serves(pid):
+            self._process, self.pid, self._socket_dir = None, pid, socket_dir
             self._log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
             return True
         # The number was given to another process since (containers start at 1 again and again);
@@ -398,27 +399,28 @@ class EmbeddedPostgres:
         """Wait until the server takes connections and has our database."""
         begin = told = mono_ns()
         while True:
+            left_s = self._start_limit_s - (mono_ns() - begin) / 1e9
+            recovers = False
             try:
                 connection = await asyncpg.connect(
                     host=str(self._socket_dir),
                     port=_PORT,
                     user=USER,
                     database="postgres",
-                    timeout=5,
+                    timeout=min(max(left_s, 0.1), 5.0),
                 )
                 break
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError):
-                waited_s = (mono_ns() - begin) / 1e9
+            except asyncpg.CannotConnectNowError:
+                recovers = True
+            except (OSError, asyncpg.PostgresConnectionError):
+                pass  # no socket yet, or it goes down: the next lines tell
             if not self._alive():
                 raise _ServerExitedError(self._last_words())
-            if waited_s > self._start_limit_s:
-                raise DataDirError(
-                    f"PostgreSQL on {self._cluster} did not answer within"
-                    f" {self._start_limit_s:.0f} s: {self._last_words()}"
-                )
+            if left_s < 0:
+                self._give_up(recovers)
             if mono_ns() - told > 10e9:
                 told = mono_ns()
-                log.info("PostgreSQL still recovers", extra={"waited_s": round(waited_s)})
+                log.info("PostgreSQL does not answer yet", extra={"recovers": recovers})
             await asyncio.sleep(0.03)
         try:
             query = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)"
@@ -431,12 +433,31 @@ class EmbeddedPostgres:
         finally:
             await connection.close(timeout=5)
 
+    def _give_up(self, recovers: bool) -> NoReturn:
+        """Raise for a start past its limit; a server that recovers is left to finish that."""
+        if recovers:
+            self.pid = None
+            raise DataDirError(
+                f"PostgreSQL on {self._cluster} has recovered for {self._start_limit_s:.0f} s and"
+                " goes on: start tradecore again in some minutes"
+            )
+        raise DataDirError(
+            f"PostgreSQL on {self._cluster} did not answer within {self._start_limit_s:.0f} s:"
+            f" {self._last_words()}"
+        )
+
     def _alive(self) -> bool:
-        if self._process is not None:
-            return self._process.poll() is None
-        if self.pid is None or not (self._cluster / "postmaster.pid").exists():
+        if self._process is not None and self._process.poll() is not None:
             return False
-        return Path(f"/proc/{self.pid}").exists()
+        return self.pid is not None and (self._process is not None or self._serves(self.pid))
+
+    def _serves(self, pid: int) -> bool:
+        """Tell whether `pid` is a server on our cluster (a dead one has no arguments)."""
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return os.fsencode(self._cluster) in arguments
 
     def _last_words(self) -> str:
         """Return the cause that the server logged since this start."""
