@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradecore.simulate.market import DEFAULT_SYMBOLS, Market
+from tradecore.simulate.market import Market
+from tradecore.simulate.profiles import DEFAULT_SYMBOLS
 from tradecore.simulate.words import E8, MINUTE_US, candle_of
 
 EPOCH_US = 1_767_225_600_000_000

@@ -14,13 +14,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from tradecore.simulate.profiles import Profile, hash64, is_quiet, profile_of
+from tradecore.simulate.profiles import DEFAULT_SYMBOLS, Profile, hash64, is_quiet, profile_of
 from tradecore.simulate.words import E8, MINUTE_US, Candle, Row, Trade, merge
 
-DEFAULT_SYMBOLS = (
-    "BTCUSDT", "ETHUSDT", "SOLUSDT", "PEPEUSDT", "LUNCUSDT", "BTTCUSDT", "BTCIDRT",
-    "币安人生USDT", "QUIETUSDT",
-)  # fmt: skip
 QUIET_RATE = 1 / 150
 
 _BITS = 10

@@ -10,10 +10,7 @@ from typing import Any, get_args
 from tradecore import clock
 from tradecore.errors import UsageError
 from tradecore.simulate.faults import Faults
-
-DEFAULT_SYMBOLS = (
-    "BTCUSDT,ETHUSDT,SOLUSDT,PEPEUSDT,LUNCUSDT,BTTCUSDT,BTCIDRT,币安人生USDT,QUIETUSDT"
-)
+from tradecore.simulate.profiles import DEFAULT_SYMBOLS
 
 
 def _option(default: Any, text: str) -> Any:
@@ -27,7 +24,7 @@ class Options:
     host: str = _option("127.0.0.1", "address to listen on, loopback only")
     port: int = _option(0, "port to listen on, 0 = any free one")
     seed: int = _option(1, "seed of the market")
-    symbols: str = _option(DEFAULT_SYMBOLS, "listed symbols, the busiest first")
+    symbols: str = _option(",".join(DEFAULT_SYMBOLS), "listed symbols, the busiest first")
     strict_symbols: bool = _option(False, "refuse symbols that are not listed")
     rate: float = _option(100.0, "trades per second over all symbols; 0 = as the clients read")
     virtual_rate: float = _option(200_000.0, "with --rate 0: trades per second of virtual time")

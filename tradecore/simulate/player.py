@@ -116,7 +116,8 @@ class Player:
         if not paced:
             self._step_us = max(1, min(1_000_000, round(_SATURATED_STEP_TRADES * 1e6 / rate)))
         steps = max(0, clock.wall_ns() // 1000 - epoch_us) // self._step_us if paced else 0
-        self._at_us = epoch_us + steps * self._step_us
+        # One step back: the first step then takes in trades at the very moment of the epoch.
+        self._at_us = epoch_us + (steps - 1) * self._step_us
         self._seen = -1
         self._groups: dict[Variant, list[Subscriber]] = {}
         self._tickers: list[tuple[str, str]] = []

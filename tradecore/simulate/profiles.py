@@ -7,6 +7,11 @@ venue's own symbols; so the quote volumes of candles are exact sums, without any
 from dataclasses import dataclass
 from hashlib import blake2b
 
+DEFAULT_SYMBOLS = (
+    "BTCUSDT", "ETHUSDT", "SOLUSDT", "PEPEUSDT", "LUNCUSDT", "BTTCUSDT", "BTCIDRT",
+    "币安人生USDT", "QUIETUSDT",
+)  # fmt: skip
+"""Listed unless told otherwise; every kind of profile is among them."""
 QUOTE_ASSETS = (
     "USDT", "FDUSD", "USDC", "TUSD", "BUSD", "IDRT", "BIDR", "BTC", "ETH", "BNB", "EUR", "TRY",
 )  # fmt: skip

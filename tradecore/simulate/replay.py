@@ -46,6 +46,7 @@ class Recording:
         if not self.messages:
             raise UsageError(f"the recording {path} is empty")
         self.sent: dict[str, tuple[int, int]] = {}
+        """Symbol -> first and last id that went to at least one subscriber."""
         self.total = 0
         self.now_us = 0
         """Event time of the last message that was sent."""
@@ -58,23 +59,25 @@ class Recording:
 
     @property
     def symbols(self) -> Iterable[str]:
-        """Symbols whose trades were sent."""
+        """Symbols that have traded so far."""
         return self._trades
 
-    def note(self, message: _Message) -> None:
-        """Take a message that is being sent into the history."""
+    def note(self, message: _Message, received: bool) -> None:
+        """Take a message whose time has come into the history; `received`: it has subscribers."""
         self.now_us = max(self.now_us, message.event_us)
         trade = message.trade
         if trade is None:
             return
-        first, last = self.sent.get(trade.symbol, (trade.trade_id, -1))
-        if trade.trade_id > last:
-            self._trades.setdefault(trade.symbol, []).append(trade)
-            self.sent[trade.symbol] = (first, trade.trade_id)
+        history = self._trades.setdefault(trade.symbol, [])
+        if not history or trade.trade_id > history[-1].trade_id:
+            history.append(trade)
+        if received:
+            first, last = self.sent.get(trade.symbol, (trade.trade_id, -1))
+            self.sent[trade.symbol] = (min(first, trade.trade_id), max(last, trade.trade_id))
             self.total += 1
 
     def knows(self, symbol: str) -> bool:
-        """Tell whether a trade of the symbol was sent."""
+        """Tell whether the symbol has traded so far."""
         return symbol in self._trades
 
     def profile(self, symbol: str) -> Profile:
@@ -149,10 +152,10 @@ class ReplayPlayer:
         self._on_done()
 
     def _send(self, message: _Message) -> None:
-        self.recording.note(message)
         targets = (
             self.hub.connections if message.stream is None else self.hub.subscribers(message.stream)
         )
+        self.recording.note(message, bool(targets))
         for member in targets:
             member.write(message.combined if member.combined else message.raw)
 

@@ -173,6 +173,7 @@ class Connection:
 
     async def _close(self, reason: str) -> None:
         log.info("connection closed", extra={"cause": reason})
+        self._silent = True  # nothing may follow the close frame
         await self._response.close(code=_POLICY_VIOLATION, message=reason.encode())
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
