@@ -32,7 +32,7 @@ lint: venv
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(VENV)/bin/cython-lint tradecore
+	PATH=$(VENV)/bin:$$PATH cython-lint tradecore
 
 venv: $(BUILT)
 
