@@ -232,7 +232,7 @@ async def _history(conn: asyncpg.Connection) -> dict[int, asyncpg.Record] | None
     """Return the rows of schema_migrations by version, None when the table is not there."""
     columns = await conn.fetch(
         "SELECT a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
-        " WHERE c.relnamespace = current_schema()::regnamespace"
+        " WHERE c.relnamespace = quote_ident(current_schema())::regnamespace"
         " AND c.relname = 'schema_migrations' AND a.attnum > 0 AND NOT a.attisdropped"
     )
     if not columns:
@@ -260,7 +260,7 @@ async def detect_level(conn: asyncpg.Connection) -> Level:
         )
     kind = await conn.fetchval(
         "SELECT relkind FROM pg_class"
-        " WHERE relname = 'raw_trades' AND relnamespace = current_schema()::regnamespace"
+        " WHERE relname = 'raw_trades' AND relnamespace = quote_ident(current_schema())::regnamespace"
     )
     if kind is not None:
         return "plain" if kind == b"p" else "timescale"

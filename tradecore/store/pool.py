@@ -240,7 +240,7 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
     strangers = await conn.fetch(
         """
         SELECT c.oid::regclass::text AS name FROM pg_class c
-        WHERE c.relnamespace = current_schema()::regnamespace
+        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
           AND c.relname IN ('raw_trades', 'tickers', 'klines', 'trade_symbols', 'trade_coverage',
                             'trade_gaps', 'dead_letters', 'schema_migrations')
           AND NOT pg_has_role(c.relowner, 'USAGE')
