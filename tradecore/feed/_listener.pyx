@@ -29,6 +29,7 @@ cdef class FrameListener(WSListener):
     cdef uint16_t _line
     cdef uint32_t _epoch
     cdef int64_t _recv_ns
+    cdef bint _had_data
     # A message that comes in several fragments is put together here.
     cdef bytearray _message
     cdef bint _fragmented
@@ -65,6 +66,9 @@ cdef class FrameListener(WSListener):
             self._on_other_frame(transport, frame)
         if last:
             self._recv_ns = 0
+            if self._had_data:
+                self._had_data = False
+                self.last_data_ns = mono_clock_ns()
             self._capture.end_of_read()
 
     cdef int _take(self, const char *data, Py_ssize_t size) except -1:
@@ -76,7 +80,7 @@ cdef class FrameListener(WSListener):
         status = self._capture.ingest(data, size, self._recv_ns, self._line, self._epoch)
         if status >= EVENT_TRADE and status < EVENT_SHUTDOWN:
             self.data_frames += 1
-            self.last_data_ns = mono_clock_ns()
+            self._had_data = True
         elif status == EVENT_CONTROL:
             self._owner.on_control(data[:size])
         elif status == EVENT_SHUTDOWN:
@@ -92,7 +96,8 @@ cdef class FrameListener(WSListener):
             # At once and without waiting for anything: the venue cuts who is late.
             transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.CLOSE:
-            transport.send_close(frame.get_close_code(), frame.get_close_message())
+            # A close without a code reads as 0, which must not go on the wire (RFC 6455, 7.4.1).
+            transport.send_close(frame.get_close_code() or WSCloseCode.OK)
             transport.disconnect()
         elif kind == WSMsgType.CONTINUATION:
             if not self._fragmented:
