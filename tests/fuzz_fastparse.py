@@ -1,7 +1,7 @@
 """Throws mutated frames at the codec and holds each answer against the oracle.
 
     python tests/fuzz_fastparse.py --seed 1 --runs 200000      own mutator, same frames every time
-    python tests/fuzz_fastparse.py --atheris -max_total_time=40     coverage-guided, if installed
+    python tests/fuzz_fastparse.py --atheris FOLDER -max_total_time=40   coverage-guided
 
 Exit status 0: every answer was the oracle's. The first difference is printed and ends the run.
 """
@@ -11,7 +11,9 @@ import importlib
 import random
 import sys
 import time
+from pathlib import Path
 
+import oracle
 from codec_check import Check
 from plain_frames import SYMBOLS, corpus
 
@@ -73,12 +75,19 @@ def fuzz(seed: int, runs: int, seconds: float) -> int:
     return accepted
 
 
-def fuzz_with_atheris(arguments: list[str]) -> None:
-    """Hand over to atheris; it ends the process itself, non-zero at a difference or a crash."""
-    atheris = importlib.import_module("atheris")  # optional, and without type stubs
+def fuzz_with_atheris(folder: str, arguments: list[str]) -> None:
+    """Hand over to atheris; it ends the process itself, non-zero at a difference or a crash.
 
+    The seeds are laid into `folder`. The oracle's branches steer the search; a codec compiled by
+    clang with -fsanitize=fuzzer-no-link adds its own.
+    """
+    atheris = importlib.import_module("atheris")  # optional, and without type stubs
+    for number, seed in enumerate(corpus()):
+        Path(folder, f"seed-{number}").write_bytes(seed)
+    with atheris.instrument_imports(include=["oracle"]):
+        importlib.reload(oracle)
     check = Check()
-    atheris.Setup([sys.argv[0], *arguments], lambda data: check(data) and None)
+    atheris.Setup([sys.argv[0], *arguments, folder], lambda data: check(data) and None)
     atheris.Fuzz()
 
 
@@ -87,10 +96,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--atheris", action="store_true", help="further options go to atheris")
+    parser.add_argument("--atheris", metavar="FOLDER", help="other options then go to atheris")
     options, rest = parser.parse_known_args()
     if options.atheris:
-        fuzz_with_atheris(rest)
+        fuzz_with_atheris(options.atheris, rest)
         return 0
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")

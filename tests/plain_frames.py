@@ -208,9 +208,15 @@ def plain_frames() -> list[bytes]:
 def corpus() -> list[bytes]:
     """Return seeds for mutation: the plain frames, loose spellings of them, control replies."""
     dice = random.Random(20240809)
-    chinese = TRADE.replaced(s=SYMBOLS[2])
-    events = [*EVENTS.values(), *(wrapped(event) for event in EVENTS.values()), chinese]
+    # Long fields leave the fast path the least room behind them when such a frame is cut.
+    widest = in_microseconds(TRADE).replaced(
+        t=10**18 - 1, p="92233720368.54775807", q="92233720368.54775807", m=False, M=False
+    )
+    long = [widest.replaced(s=SYMBOLS[number]) for number in (2, 5)]
+    longest = [compact(event) for event in long]
+    longest += [compact(wrapped(long[1], f"{SYMBOLS[5].lower()}@trade"))]
+    events = [*EVENTS.values(), *(wrapped(event) for event in EVENTS.values()), long[0]]
     spelled = [loose(event, dice) for event in events for _ in range(3)]
     extra = Raw('{"a":[1,-2.5e-7,"\\u0000\\ud834\\udd1e"],"":[{}]}')
     nested = compact(Members([*TRADE, ("x", extra)]))
-    return [*plain_frames(), *spelled, *CONTROLS, nested, compact(chinese)]
+    return [*plain_frames(), *spelled, *CONTROLS, nested, *longest]

@@ -82,6 +82,16 @@ def test_every_spelling_of_a_symbol_names_it(symbol: str) -> None:
             assert found[1]["symbol_id"] == SYMBOLS.index(symbol)
 
 
+@pytest.mark.parametrize("pair", ["\\ud833\\ue11e", "\\ud835\\ud91e", "\\udd1e\\ud834"])
+def test_halves_that_are_no_pair_do_not_add_up_to_a_symbol(pair: str) -> None:
+    """Blind arithmetic on each of these gives U+1D11E, as \\ud834\\udd1e does."""
+    symbol = SYMBOLS[4]
+    assert symbol[0] == "\U0001d11e"
+    for spelling, accepted in (("\\ud834\\udd1e", True), (pair, False)):
+        payload = compact(TRADE.replaced(s=Raw(f'"{spelling}{symbol[1:]}"')))
+        assert (check(payload) is not None) == accepted
+
+
 def test_escapes_may_stand_in_every_key_and_string() -> None:
     plain = compact(KLINE)
     spelled = re.sub(rb'(?<=")[0-9A-Za-z]', lambda found: b"\\u%04x" % found[0][0], plain)

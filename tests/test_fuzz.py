@@ -30,5 +30,5 @@ def test_mutated_frames_give_what_the_oracle_gives() -> None:
 def test_coverage_guided_fuzzing_finds_no_difference(tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; the mutator above has run")
-    ended = fuzz("--atheris", "-max_total_time=10", "-max_len=600", str(tmp_path))
+    ended = fuzz("--atheris", str(tmp_path), "-max_total_time=10", "-max_len=600")
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-4000:]
