@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -65,8 +66,15 @@ async def exchange(*options: str) -> AsyncIterator[tuple[Running, str]]:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, environ: dict[str, str]) -> AsyncIterator[Running]:
-    """Yield a started daemon with its data in `folder`; its log is shown when it fails."""
+async def daemon(environ: dict[str, str]) -> AsyncIterator[Running]:
+    """Yield a started daemon with a DATA_DIR of its own; its log is shown when it fails."""
+    with tempfile.TemporaryDirectory(prefix="tc-bench-") as folder:
+        async with _daemon_in(Path(folder), {**environ, "DATA_DIR": folder}) as running:
+            yield running
+
+
+@asynccontextmanager
+async def _daemon_in(folder: Path, environ: dict[str, str]) -> AsyncIterator[Running]:
     port = _free_port()
     log = folder / "daemon.log"
     with log.open("wb") as out:

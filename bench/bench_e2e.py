@@ -1,21 +1,26 @@
 """End to end: simulated exchange -> daemon -> PostgreSQL, each a process, on shared cores.
 
 saturated  the exchange sends as fast as the daemon reads; what counts is committed rows a second
-steady     1,000 trades/s with the default batch settings; latency by the server's commit times
+steady     1,000 trades/s, one a millisecond, with the default batch settings: a batch fills in
+           100 ms; latency by the server's commit times and by the daemon's own histogram
+bursty     the same number of trades, as the simulated market has them: bursts and lulls
 idle       connected, next to no trade
 """
 
 import asyncio
 import json
 import sys
+import tempfile
 import time
+from datetime import date, timedelta
 from pathlib import Path
 
 import asyncpg
-from _database import database, open_folder, server
+import numpy as np
+from _database import database, server
 from _harness import HERE, Figure, arguments, figure, report
 from _processes import Running, daemon, exchange, output_of, until_ready
-from _workload import SYMBOLS
+from _workload import FIRST_US, SYMBOLS, trade_frames, trade_rows
 from prometheus_client.parser import text_string_to_metric_families
 
 from tradecore.store.partitions import Partitions
@@ -23,12 +28,15 @@ from tradecore.store.partitions import Partitions
 TRADES = 1_000_000
 SCRIPT_TRADES = 300_000
 REPEATS = 2
-STEADY_RATE = 1000
-STEADY_S = 20.0
-WARM_UP_S = 4.0
+RATE = 1000
+PACED_S = 15.0
+WARM_UP_S = 3.0
+SPARE_S = 10.0
 IDLE_S = 6.0
 STALL_LIMIT_S = 60.0
 
+STEADY = f"steady {RATE:,}/s"
+BURSTY = f"bursty {RATE:,}/s"
 DAEMON = "tradecore"
 SCRIPT = "script: picows, orjson, Decimal, copy_records_to_table"
 LIST = ",".join(SYMBOLS)
@@ -41,11 +49,10 @@ LATENCY = """
 """
 
 
-def environ(folder: Path, dsn: str, ws: str, rest: str, streams: str) -> dict[str, str]:
+def environ(dsn: str, ws: str, rest: str, streams: str) -> dict[str, str]:
     """Return the daemon's settings; everything else keeps its default."""
     return {
         "DATABASE_URL": dsn,
-        "DATA_DIR": str(folder),
         "BINANCE_WEBSOCKET_URL": ws,
         "BINANCE_REST_URL": rest,
         "SUPPORTED_SYMBOLS": LIST,
@@ -55,12 +62,11 @@ def environ(folder: Path, dsn: str, ws: str, rest: str, streams: str) -> dict[st
 
 async def saturated(server_dsn: str, number: int) -> tuple[float, float, float]:
     """Return trades/s, CPU us a trade and peak RSS in MiB of the daemon."""
-    folder = open_folder()
     saturating = ("--rate", "0", "--prerender", str(TRADES), "--count", str(TRADES))
     async with (
         database(server_dsn, f"bench_saturated_{number}") as dsn,
         exchange("--symbols", LIST, *saturating) as (venue, ws),
-        daemon(folder, environ(folder, dsn, ws, venue.http, "trade")) as running,
+        daemon(environ(dsn, ws, venue.http, "trade")) as running,
     ):
         connection = await asyncpg.connect(dsn)
         try:
@@ -119,19 +125,18 @@ async def script(server_dsn: str) -> tuple[float, float]:
     return result["trades"] / result["seconds"], result["cpu_s"] * 1e6 / result["trades"]
 
 
-async def steady(server_dsn: str) -> list[Figure]:
-    """Return latency and CPU at STEADY_RATE with the default batch settings."""
-    folder = open_folder()
+async def paced(server_dsn: str, name: str, *pace: str) -> list[Figure]:
+    """Return latency and CPU with the default batch settings; `pace` are the exchange's options."""
     async with (
-        database(server_dsn, "bench_steady") as dsn,
-        exchange("--symbols", LIST, "--rate", str(STEADY_RATE)) as (venue, ws),
-        daemon(folder, environ(folder, dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
+        database(server_dsn, "bench_paced") as dsn,
+        exchange(*pace) as (venue, ws),
+        daemon(environ(dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
     ):
         await until_ready(running)
         await asyncio.sleep(WARM_UP_S)
         begin, cpu_s = time.time(), running.cpu_s()
         before = await commit_buckets(running)
-        await asyncio.sleep(STEADY_S)
+        await asyncio.sleep(PACED_S)
         after = await commit_buckets(running)
         cpu_s = running.cpu_s() - cpu_s
         connection = await asyncpg.connect(dsn)
@@ -140,27 +145,42 @@ async def steady(server_dsn: str) -> list[Figure]:
         finally:
             await connection.close()
     p50_s, p99_s = row["quantiles"]
-    trades = STEADY_RATE * STEADY_S
-    assert row["rows"] > 0.9 * trades, f"{row['rows']} rows in {STEADY_S:.0f} s"
+    trades = RATE * PACED_S
+    assert row["rows"] > 0.9 * trades, f"{row['rows']} rows in {PACED_S:.0f} s"
     bound_s = quantile({le: after[le] - before[le] for le in after}, 0.99)
-    name = f"steady {STEADY_RATE:,}/s"
+    limit = 150.0 if name == STEADY else None
     return [
         figure(name, "receive -> commit p50, by commit time", [p50_s * 1e3], "ms"),
-        figure(name, "receive -> commit p99, by commit time", [p99_s * 1e3], "ms", limit=150.0),
+        figure(name, "receive -> commit p99, by commit time", [p99_s * 1e3], "ms", limit=limit),
         figure(
-            name, "receive -> commit p99, daemon's histogram", [bound_s * 1e3], "ms", limit=150.0
+            name, "receive -> commit p99, daemon's histogram", [bound_s * 1e3], "ms", limit=limit
         ),
         figure(name, "CPU of the daemon", [cpu_s * 1e6 / trades], "us/trade"),
     ]
 
 
+def write_steady_recording(path: Path) -> None:
+    """Write trades that come one a millisecond, as a recording for the simulated exchange."""
+    rows = trade_rows(int(RATE * (WARM_UP_S + PACED_S + SPARE_S)))
+    rows["trade_us"] = FIRST_US + np.arange(len(rows)) * (1_000_000 // RATE)
+    path.write_bytes(b"\n".join(trade_frames(rows)))
+
+
+async def latencies(server_dsn: str) -> list[Figure]:
+    """Return latency and CPU at RATE: on an even stream, and on the market's bursts and lulls."""
+    with tempfile.TemporaryDirectory() as folder:
+        recording = Path(folder) / "steady.jsonl"
+        write_steady_recording(recording)
+        figures = await paced(server_dsn, STEADY, "--replay", str(recording))
+    return figures + await paced(server_dsn, BURSTY, "--symbols", LIST, "--rate", str(RATE))
+
+
 async def idle(server_dsn: str) -> list[Figure]:
     """Return the memory of a daemon that is connected and gets one trade a second."""
-    folder = open_folder()
     async with (
         database(server_dsn, "bench_idle") as dsn,
         exchange("--symbols", LIST, "--rate", "1") as (venue, ws),
-        daemon(folder, environ(folder, dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
+        daemon(environ(dsn, ws, venue.http, "trade,ticker,kline_1m")) as running,
     ):
         await until_ready(running)
         await running.get("/metrics")
@@ -187,8 +207,6 @@ def quantile(buckets: dict[float, float], share: float) -> float:
 
 async def make_partitions(connection: asyncpg.Connection, days: list[int]) -> None:
     """Make the daily partitions that the script's rows go to; `days` count from 1970."""
-    from datetime import date, timedelta
-
     await Partitions().ensure(
         connection, "raw_trades", [date(1970, 1, 1) + timedelta(days=day) for day in days]
     )
@@ -197,7 +215,7 @@ async def make_partitions(connection: asyncpg.Connection, days: list[int]) -> No
 async def measure(server_dsn: str) -> list[Figure]:
     """Return all figures of this bench."""
     figures = await idle(server_dsn)
-    figures += await steady(server_dsn)
+    figures += await latencies(server_dsn)
     rates, cpu_us, peaks = zip(
         *[await saturated(server_dsn, number) for number in range(REPEATS)], strict=True
     )
