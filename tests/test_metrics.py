@@ -192,21 +192,6 @@ def test_histogram_refuses_counts_that_do_not_fit():
         Histogram((1, 2), (0, 0), 0.0)
 
 
-@pytest.mark.parametrize(
-    ("counts", "share", "expected"),
-    [
-        ((0, 0, 0), 0.99, 0.0),
-        ((100, 0, 0), 0.99, 0.1),
-        ((98, 2, 0), 0.99, 0.15),
-        ((99, 1, 0), 0.99, 0.1),
-        ((99, 0, 1), 0.999, float("inf")),
-        ((0, 1, 0), 0.0, 0.15),
-    ],
-)
-def test_quantile_is_the_bound_of_its_bucket(counts, share, expected):
-    assert Histogram((0.1, 0.15), counts, 0.0).quantile(share) == expected
-
-
 def test_process_use_is_read_from_proc():
     before = read_process()
     status = Path("/proc/self/status").read_text()

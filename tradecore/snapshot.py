@@ -42,20 +42,6 @@ class Histogram:
         if len(self.counts) != len(self.bounds) + 1:
             raise ValueError(f"{len(self.bounds)} bounds need {len(self.bounds) + 1} counts")
 
-    def quantile(self, share: float) -> float:
-        """Return the bound below which `share` (0..1) of the observations lie; 0.0 without any.
-
-        The answer is an upper estimate: the bound of the bucket that holds the quantile, infinity
-        when it lies above the last bound.
-        """
-        wanted = share * sum(self.counts)
-        seen = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            seen += count
-            if count and seen >= wanted:
-                return bound
-        return 0.0
-
 
 class SymbolState(NamedTuple):
     """One symbol since the daemon started; id and age are None before its first trade."""
