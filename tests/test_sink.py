@@ -166,7 +166,7 @@ async def test_extremes(db: Database) -> None:
         trade(0, 9) | {"price_e8": 1, "quantity_e8": 10**16},
         trade(1, EXTREME) | {"trade_us": 0, "recv_ns": 1},
         trade(1, EXTREME - 2) | {"recv_ns": EXTREME},
-        trade(3, 0),
+        trade(3, 0) | {"trade_us": 7_258_118_399_999_999},
     )
     assert await db.sink.write_trades(rows) == WriteResult(6, 0, 0)
     await db.check(rows)

@@ -75,14 +75,14 @@ def join_runs(runs: npt.NDArray[Any]) -> tuple[dict[int, list[Range]], bool]:
         if len(found) > 1:
             found.sort()
             repeated = repeated or any(b.first_id <= a.last_id for a, b in pairwise(found))
-            pieces[symbol_id] = _join(found)
+            pieces[symbol_id] = join(found)
     return pieces, repeated
 
 
-def _join(ranges: Iterable[Range]) -> list[Range]:
+def join(ranges: Iterable[Range]) -> list[Range]:
     """Merge what overlaps or adjoins."""
     joined: list[Range] = []
-    for item in ranges:
+    for item in sorted(ranges):
         if joined and item.first_id <= joined[-1].last_id + 1:
             joined[-1] = _union(joined[-1], item)
         else:
@@ -133,6 +133,9 @@ def add_pieces(pieces: Sequence[Range], stored: Sequence[Range]) -> Change:
     No piece overlaps a stored range. `stored` holds at least, for every piece, the nearest range
     below and above it.
     """
+    if len(pieces) == 1 and stored and stored[-1].last_id + 1 == pieces[0].first_id:
+        # Trades of a live feed, as good as always: the newest range goes on.
+        return Change(extended=[_union(stored[-1], pieces[0])])
     change = Change()
     marked = sorted([*((item, True) for item in pieces), *((item, False) for item in stored)])
     for merged, group in _groups(marked):

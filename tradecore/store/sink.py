@@ -15,50 +15,46 @@ in smaller transactions through a staging table, where such rows can be told fro
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
 from datetime import date
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import asyncpg
 import numpy as np
 import numpy.typing as npt
-from asyncpg.protocol import NO_TIMEOUT
 
-from tradecore._copyenc import RUN_DTYPE, CopySlices, find_runs, mask_rows
+from tradecore._copyenc import mask_rows
 from tradecore.errors import StoreError, TransientStoreError
-from tradecore.schema import FLAG_VOID
 from tradecore.store import coverage, ledger
 from tradecore.store import statements as sql
+from tradecore.store.batch import (
+    Keep,
+    Pieces,
+    Rows,
+    Symbols,
+    TradeBatch,
+    as_cuts,
+    days_of,
+    find_pieces,
+    join_pieces,
+    live_rows,
+    look_at_trades,
+    mask_impossible,
+    names_of,
+)
 from tradecore.store.failure import Kind, as_transient, classify
 from tradecore.store.partitions import Partitions
 from tradecore.store.refused import Refusal, park, store_in_parts
+from tradecore.store.transaction import copy_slices, transaction
 
 __all__ = ["Sink", "TransientStoreError", "WriteResult"]
 
 LIMIT_S = 45.0
 """Of one transaction, from the pool's connection to the acknowledgement."""
 
-_ROLLBACK_LIMIT_S = 5.0
 _CAREFUL_ROWS = 2048  # of one transaction that may have to look at each row
-_DAY_US = 86_400_000_000
-# Partitions are made by calendar date; datetime ends with the year 9999.
-_LAST_US = 253_402_214_400_000_000
-_EPOCH_DAY = date(1970, 1, 1).toordinal()
 
 log = logging.getLogger(__name__)
-
-Rows = npt.NDArray[Any]
-Pieces = dict[int, list[ledger.Range]]
-
-
-class Symbols(Protocol):
-    """What the sink needs of a SymbolTable."""
-
-    def __len__(self) -> int: ...
-    def name(self, symbol_id: int) -> str: ...
-    def utf8(self, symbol_id: int) -> bytes: ...
 
 
 class WriteResult(NamedTuple):
@@ -77,20 +73,6 @@ class WriteResult(NamedTuple):
 
 class _RowsRefused(Exception):
     """The server does not take the batch as a whole."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Trades of one transaction, before the ledger was asked."""
-
-    rows: Rows
-    keep: npt.NDArray[np.uint8]
-    pieces: Pieces
-    names: dict[int, str]
-    """Symbols of the pieces by symbol id."""
-    repeats: int
-    refusals: list[Refusal]
-    origin: coverage.Origin
 
 
 class Sink:
@@ -126,40 +108,33 @@ class Sink:
         origin = coverage.Origin(filled_by, hole_cause)
 
         async def write(part: Rows, careful: bool) -> WriteResult:
-            batch = self._look_at(part, origin)
+            batch = look_at_trades(part, self._symbols)
             if not (batch.pieces or batch.refusals):
                 return WriteResult()
             return await self._transact(
                 sql.TRADES,
-                _days_of(part, sql.TRADES, batch.keep),
+                days_of(part, sql.TRADES, batch.keep),
                 batch.names.values(),
-                lambda conn: self._store_trades(conn, batch, earlier, careful),
+                lambda conn: self._store_trades(conn, batch, origin, earlier, careful),
             )
 
         result = await _write_or_split(rows, write)
         self._unreported = {}
         return result
 
-    def _look_at(self, rows: Rows, origin: coverage.Origin) -> _Batch:
-        keep = np.ones(len(rows), np.uint8)
-        refusals = self._mask_impossible(rows, sql.TRADES, keep)
-        runs = find_runs(rows, len(self._symbols), keep if refusals else None)
-        pieces, repeated = ledger.join_runs(runs)
-        repeats = 0
-        if repeated:
-            repeats = ledger.mask_repeats(rows, keep)
-            pieces, _ = ledger.join_runs(find_runs(rows, len(self._symbols), keep))
-        names = {symbol_id: self._symbols.name(symbol_id) for symbol_id in pieces}
-        return _Batch(rows, keep, pieces, names, repeats, refusals, origin)
-
     async def _store_trades(
-        self, conn: asyncpg.Connection, batch: _Batch, earlier: Pieces, careful: bool
+        self,
+        conn: asyncpg.Connection,
+        batch: TradeBatch,
+        origin: coverage.Origin,
+        earlier: Pieces,
+        careful: bool,
     ) -> WriteResult:
-        keep, pieces, refusals = batch.keep.copy(), batch.pieces, list(batch.refusals)
-        names = batch.names
+        rows, keep, pieces, names = batch.rows, batch.keep, batch.pieces, batch.names
+        refusals = batch.refusals
         stored_before = await coverage.lock_and_read(conn, names, pieces)
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
-        cut = mask_rows(batch.rows, _as_runs(cuts), keep) if any(cuts.values()) else 0
+        cut = mask_rows(rows, as_cuts(cuts), keep) if any(cuts.values()) else 0
         # Rows that a failed call stored after all are no duplicates: nobody was told of them yet.
         confirmed = sum(
             span.rows
@@ -167,39 +142,33 @@ class Sink:
             for span in ledger.overlaps(earlier[symbol_id], cuts[symbol_id])
         )
         if cut:
-            pieces = self._pieces(batch.rows, keep)
+            pieces = find_pieces(rows, keep, self._symbols)
         expected = stored = sum(piece.rows for found in pieces.values() for piece in found)
         if pieces and careful:
-            stored, refused = await self._store_staged(conn, sql.TRADES, batch.rows, keep)
-            refusals += refused
+            stored, refused = await self._store_staged(conn, sql.TRADES, rows, keep)
+            refusals = refusals + refused
             keep[[refusal.row for refusal in refused]] = 0
             expected -= len(refused)
-            pieces = self._pieces(batch.rows, keep)
+            pieces = find_pieces(rows, keep, self._symbols)
         elif pieces:
-            await self._copy_trades(conn, batch.rows, keep, expected)
+            await self._copy_trades(conn, rows, keep, expected)
         if refusals:
-            await park(conn, sql.TRADES, batch.rows, self._names(batch.rows, refusals), refusals)
+            await park(conn, sql.TRADES, rows, names_of(rows, refusals, self._symbols), refusals)
         parked = {
-            (
-                int(batch.rows["symbol_id"][refusal.row]),
-                int(batch.rows["trade_id"][refusal.row]),
-            )
+            (int(rows["symbol_id"][refusal.row]), int(rows["trade_id"][refusal.row]))
             for refusal in refusals
         }
-        await coverage.write(conn, names, pieces, stored_before, batch.origin, parked)
-        self._unreported = _union(self._unreported, pieces)
+        await coverage.write(conn, names, pieces, stored_before, origin, parked)
+        self._unreported = join_pieces(self._unreported, pieces)
         duplicate = batch.repeats + cut - confirmed + expected - stored
         return WriteResult(stored + confirmed, duplicate, len(refusals))
 
-    def _pieces(self, rows: Rows, keep: npt.NDArray[np.uint8]) -> Pieces:
-        return ledger.join_runs(find_runs(rows, len(self._symbols), keep))[0]
-
     async def _copy_trades(
-        self, conn: asyncpg.Connection, rows: Rows, keep: npt.NDArray[np.uint8], expected: int
+        self, conn: asyncpg.Connection, rows: Rows, keep: Keep, expected: int
     ) -> None:
         slices = sql.TRADES.encode(rows, self._symbols, keep)
         try:
-            copied = await _copy(conn, sql.TRADES.table, sql.TRADES.columns, slices)
+            copied = await copy_slices(conn, sql.TRADES.table, sql.TRADES.columns, slices)
         except asyncpg.PostgresError as exc:
             if classify(exc).kind in (Kind.REFUSED, Kind.REPEATED):
                 raise _RowsRefused from exc
@@ -228,11 +197,10 @@ class Sink:
 
     async def _upsert(self, target: sql.Target, rows: Rows) -> WriteResult:
         async def write(part: Rows, careful: bool) -> WriteResult:
-            keep = np.ones(len(part), np.uint8)
-            refusals = self._mask_impossible(part, target, keep)
+            keep, refusals = mask_impossible(part, target, self._symbols)
             return await self._transact(
                 target,
-                _days_of(part, target, keep),
+                days_of(part, target, keep),
                 (),
                 lambda conn: self._store_states(conn, target, part, keep, refusals, careful),
             )
@@ -244,7 +212,7 @@ class Sink:
         conn: asyncpg.Connection,
         target: sql.Target,
         rows: Rows,
-        keep: npt.NDArray[np.uint8],
+        keep: Keep,
         refusals: list[Refusal],
         careful: bool,
     ) -> WriteResult:
@@ -256,7 +224,7 @@ class Sink:
             raise
         refused = refusals + refused
         if refused:
-            await park(conn, target, rows, self._names(rows, refused), refused)
+            await park(conn, target, rows, names_of(rows, refused, self._symbols), refused)
         return WriteResult(stored, len(rows) - stored - len(refused), len(refused))
 
     # ---- what both have in common ------------------------------------------------------------
@@ -266,7 +234,7 @@ class Sink:
         conn: asyncpg.Connection,
         target: sql.Target,
         rows: Rows,
-        keep: npt.NDArray[np.uint8],
+        keep: Keep,
         *,
         careful: bool = True,
     ) -> tuple[int, list[Refusal]]:
@@ -276,11 +244,11 @@ class Sink:
             chosen = np.zeros(len(rows), np.uint8)
             chosen[part] = 1
             slices = target.encode(rows, self._symbols, chosen)
-            await _copy(conn, target.staging, target.columns, slices)
+            await copy_slices(conn, target.staging, target.columns, slices)
             return sql.affected(await conn.execute(target.insert_staged))
 
         await conn.execute(target.make_staging)
-        live = np.flatnonzero((keep != 0) & ~_void(rows, target))
+        live = np.flatnonzero((keep != 0) & live_rows(rows, target))
         if careful:
             return await store_in_parts(conn, target, live, put)
         return await put(live), []
@@ -302,7 +270,7 @@ class Sink:
                 if not self._lockable.issuperset(symbols):
                     await coverage.add_symbols(self._pool, symbols)
                     self._lockable.update(symbols)
-                async with self._transaction() as conn:
+                async with transaction(self._pool, self._limit_s) as conn:
                     return await body(conn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
             if classify(exc).kind is Kind.NO_PARTITION:
@@ -312,48 +280,6 @@ class Sink:
         except (StoreError, OSError, TimeoutError) as exc:
             self._lockable.clear()
             raise as_transient(exc) from exc
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        conn = await self._pool.acquire(timeout=self._limit_s)
-        try:
-            await conn.execute(sql.BEGIN)
-            yield conn
-            await conn.execute("COMMIT")
-        except Exception as exc:
-            if not _is_open(conn):
-                # Whatever asyncpg made of it: a statement on a connection that is gone.
-                raise TransientStoreError("connection", f"the connection ended: {exc}") from exc
-            await _roll_back(conn)
-            raise
-        except BaseException:
-            # Cancelled: nothing may be awaited now, and the session must not outlive us.
-            if _is_open(conn):
-                conn.terminate()
-            raise
-        finally:
-            await self._pool.release(conn)
-
-    def _mask_impossible(
-        self, rows: Rows, target: sql.Target, keep: npt.NDArray[np.uint8]
-    ) -> list[Refusal]:
-        """Clear `keep` of rows that no server can be asked to store."""
-        strangers = rows["symbol_id"] >= len(self._symbols)
-        times = rows[target.time_field]
-        timeless = (times < 0) | (times >= _LAST_US)
-        if not (strangers.any() or timeless.any()):
-            return []
-        void = _void(rows, target)
-        refusals = [
-            Refusal(int(i), None, "the symbol id is unknown" if strangers[i] else "absurd time")
-            for i in np.flatnonzero((strangers | timeless) & ~void)
-        ]
-        keep[[refusal.row for refusal in refusals]] = 0
-        return refusals
-
-    def _names(self, rows: Rows, refusals: list[Refusal]) -> list[str]:
-        ids = [int(rows["symbol_id"][refusal.row]) for refusal in refusals]
-        return [self._symbols.name(i) if i < len(self._symbols) else f"#{i}" for i in ids]
 
 
 async def _write_or_split(
@@ -373,69 +299,3 @@ async def _write_or_split(
     for at in range(0, len(rows), _CAREFUL_ROWS):
         result = result.plus(await write(rows[at : at + _CAREFUL_ROWS], True))
     return result
-
-
-async def _copy(
-    conn: asyncpg.Connection, table: str, columns: tuple[str, ...], slices: CopySlices
-) -> int:
-    """COPY the slices into `table`; return how many rows the server took."""
-
-    async def one_by_one() -> AsyncIterator[memoryview]:
-        for piece in slices:
-            yield piece
-
-    # Without a limit of its own: asyncpg would make a task for each slice. The caller has one.
-    status = await conn.copy_to_table(
-        table, source=one_by_one(), columns=columns, format="binary", timeout=NO_TIMEOUT
-    )
-    return sql.affected(status)
-
-
-async def _roll_back(conn: asyncpg.Connection) -> None:
-    """End the transaction; a connection that cannot even do that is dropped."""
-    try:
-        await conn.execute("ROLLBACK", timeout=_ROLLBACK_LIMIT_S)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        if _is_open(conn):
-            conn.terminate()
-
-
-def _is_open(conn: asyncpg.Connection) -> bool:
-    try:
-        return not conn.is_closed()
-    except asyncpg.InterfaceError:  # the pool has taken the dead connection back already
-        return False
-
-
-def _void(rows: Rows, target: sql.Target) -> npt.NDArray[np.bool_]:
-    if target is not sql.TRADES:
-        return np.zeros(len(rows), np.bool_)
-    return (rows["flags"] & FLAG_VOID) != 0  # type: ignore[no-any-return]
-
-
-def _days_of(rows: Rows, target: sql.Target, keep: npt.NDArray[np.uint8]) -> set[date]:
-    """Return the UTC days of the rows that are to be stored."""
-    times = rows[target.time_field]
-    first, last = int(times.min()) // _DAY_US, int(times.max()) // _DAY_US
-    days = [first]
-    if first != last:
-        days = np.unique(times[(keep != 0) & ~_void(rows, target)] // _DAY_US).tolist()
-    return {date.fromordinal(_EPOCH_DAY + day) for day in days if 0 <= day < _LAST_US // _DAY_US}
-
-
-def _as_runs(cuts: dict[int, list[ledger.Span]]) -> Rows:
-    """Return the cuts as `mask_rows` takes them."""
-    ordered = [(*span, symbol_id) for symbol_id in sorted(cuts) for span in cuts[symbol_id]]
-    runs = np.zeros(len(ordered), RUN_DTYPE)
-    for name, column in zip(
-        ("first_id", "last_id", "symbol_id"), zip(*ordered, strict=True), strict=True
-    ):
-        runs[name] = column
-    return runs
-
-
-def _union(a: Pieces, b: Pieces) -> Pieces:
-    return {
-        symbol_id: sorted([*a.get(symbol_id, ()), *b.get(symbol_id, ())])
-        for symbol_id in a.keys() | b.keys()
-    }

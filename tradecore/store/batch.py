@@ -1,0 +1,123 @@
+"""Looks at the rows of a batch before the database does: what is in it, and on which days."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tradecore._copyenc import RUN_DTYPE, find_runs
+from tradecore.schema import FLAG_VOID
+from tradecore.store import ledger
+from tradecore.store.refused import Refusal
+from tradecore.store.statements import TRADES, Target
+
+Rows = npt.NDArray[Any]
+Keep = npt.NDArray[np.uint8]
+"""One per row; 0: not to be stored."""
+Pieces = dict[int, list[ledger.Range]]
+"""By symbol id."""
+
+_DAY_US = 86_400_000_000
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+# The year 2200. Times in the ledger's SQL are exact below 2^53 us, the year 2255.
+_END_US = 7_258_118_400_000_000
+
+
+class Symbols(Protocol):
+    """What the store needs of a SymbolTable."""
+
+    def __len__(self) -> int: ...
+    def name(self, symbol_id: int) -> str: ...
+    def utf8(self, symbol_id: int) -> bytes: ...
+
+
+@dataclass(slots=True)
+class TradeBatch:
+    """Trades of one transaction, before the ledger was asked."""
+
+    rows: Rows
+    keep: Keep
+    pieces: Pieces
+    """Ids and times of the rows to keep."""
+    names: dict[int, str]
+    """Symbols of the pieces by symbol id."""
+    repeats: int
+    """Rows whose id the batch has before."""
+    refusals: list[Refusal]
+
+
+def look_at_trades(rows: Rows, symbols: Symbols) -> TradeBatch:
+    """Find the id ranges of the batch; leave out doubled ids and rows that nobody can store."""
+    keep, refusals = mask_impossible(rows, TRADES, symbols)
+    runs = find_runs(rows, len(symbols), keep if refusals else None)
+    pieces, repeated = ledger.join_runs(runs)
+    repeats = 0
+    if repeated:
+        repeats = ledger.mask_repeats(rows, keep)
+        pieces = find_pieces(rows, keep, symbols)
+    names = {symbol_id: symbols.name(symbol_id) for symbol_id in pieces}
+    return TradeBatch(rows, keep, pieces, names, repeats, refusals)
+
+
+def find_pieces(rows: Rows, keep: Keep, symbols: Symbols) -> Pieces:
+    """Return the id ranges of the rows to keep; none of their ids comes twice."""
+    return ledger.join_runs(find_runs(rows, len(symbols), keep))[0]
+
+
+def mask_impossible(rows: Rows, target: Target, symbols: Symbols) -> tuple[Keep, list[Refusal]]:
+    """Return which rows a server can be asked to store, and why not the others."""
+    keep = np.ones(len(rows), np.uint8)
+    times = rows[target.time_field]
+    strangers = rows["symbol_id"] >= len(symbols)
+    absurd = (times < 0) | (times >= _END_US)
+    if not (strangers.any() or absurd.any()):
+        return keep, []
+    refusals = [
+        Refusal(int(i), None, "its symbol id is unknown" if strangers[i] else "its time is absurd")
+        for i in np.flatnonzero((strangers | absurd) & live_rows(rows, target))
+    ]
+    keep[[refusal.row for refusal in refusals]] = 0
+    return keep, refusals
+
+
+def live_rows(rows: Rows, target: Target) -> npt.NDArray[np.bool_]:
+    """Return which rows hold anything."""
+    if target is not TRADES:
+        return np.ones(len(rows), np.bool_)
+    return (rows["flags"] & FLAG_VOID) == 0  # type: ignore[no-any-return]
+
+
+def days_of(rows: Rows, target: Target, keep: Keep) -> set[date]:
+    """Return the UTC days of the rows to keep, or a day too many when all are of one."""
+    times = rows[target.time_field]
+    first, last = int(times.min()) // _DAY_US, int(times.max()) // _DAY_US
+    if first == last:
+        days = [first] if 0 <= first < _END_US // _DAY_US else []
+    else:
+        days = np.unique(times[(keep != 0) & live_rows(rows, target)] // _DAY_US).tolist()
+    return {date.fromordinal(_EPOCH_DAY + day) for day in days}
+
+
+def as_cuts(spans: Mapping[int, Sequence[ledger.Span]]) -> npt.NDArray[Any]:
+    """Return `spans` by symbol id as `mask_rows` takes them."""
+    ordered = [(*span, symbol_id) for symbol_id in sorted(spans) for span in spans[symbol_id]]
+    cuts = np.zeros(len(ordered), RUN_DTYPE)
+    cuts["first_id"], cuts["last_id"], cuts["symbol_id"] = zip(*ordered, strict=True)
+    return cuts
+
+
+def join_pieces(a: Pieces, b: Pieces) -> Pieces:
+    """Return all ids of both."""
+    return {
+        symbol_id: ledger.join([*a.get(symbol_id, ()), *b.get(symbol_id, ())])
+        for symbol_id in a.keys() | b.keys()
+    }
+
+
+def names_of(rows: Rows, refusals: Sequence[Refusal], symbols: Symbols) -> list[str]:
+    """Return the symbols of refused rows, "#7" for an unknown symbol id 7."""
+    ids = [int(rows["symbol_id"][refusal.row]) for refusal in refusals]
+    return [symbols.name(i) if i < len(symbols) else f"#{i}" for i in ids]
