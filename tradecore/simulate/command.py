@@ -44,7 +44,7 @@ class Exchange:
         else:
             self.source = Tape(self._market(), options.faults, options.count)
             self.player = Player(self.hub, self.source, options.rate > 0, self._report_done)
-            self.player.prerender(options.prerender)
+            self.player.prerender(options.prerender, options.prerender_micro)
         self.app = web.Application()
         rest = Rest(self.hub, options, self.source, lambda: self.player.now_us)
         rest.add_routes(self.app.router)

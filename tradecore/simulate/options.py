@@ -33,6 +33,7 @@ class Options:
         None, "time of the first trades: s, ms or us since 1970, or negative: s before now"
     )
     prerender: int = _option(0, "render so many trades before the start")
+    prerender_micro: bool = _option(False, "render them for clients with timeUnit=MICROSECOND")
     replay: Path | None = field(
         default=None, metadata={"help": "send recorded messages (.jsonl or .jsonl.gz) instead"}
     )

@@ -132,13 +132,13 @@ class Player:
         """The market's time: the wall clock's, or the virtual one."""
         return clock.wall_ns() // 1000 if self.paced else self._at_us
 
-    def prerender(self, trades: int) -> None:
-        """Render the next trades of all listed symbols (combined mode, ms) before they are due."""
+    def prerender(self, trades: int, micro: bool = False) -> None:
+        """Render the next trades of all listed symbols (combined mode) before they are due."""
         market = self.tape.market
         scratch = Tape(market, self.tape.faults)
         scratch.follow(set(self._listed), self._at_us)
         at_us = self._at_us
-        variant: Variant = (self._listed, True, False)
+        variant: Variant = (self._listed, True, micro)
         while scratch.total < trades:
             at_us += self._step_us
             if due := scratch.advance(at_us):
