@@ -116,7 +116,7 @@ cdef inline char *put_received_at(char *out, int64_t recv_ns) noexcept nogil:
     cdef int64_t unix_us
     if recv_ns == 0:
         return put4(out, <uint32_t>-1)
-    unix_us = recv_ns / 1000
+    unix_us = recv_ns // 1000
     if recv_ns < unix_us * 1000:
         unix_us -= 1
     return put_time(put4(out, 8), unix_us)
@@ -124,7 +124,7 @@ cdef inline char *put_received_at(char *out, int64_t recv_ns) noexcept nogil:
 
 cdef inline uint32_t split8(uint32_t value) noexcept nogil:
     """Two base-10000 digits of a number below 10^8, the higher one in the upper half."""
-    cdef uint32_t high = value / 10000
+    cdef uint32_t high = value // 10000
     return high << 16 | (value - high * 10000)
 
 
@@ -134,7 +134,7 @@ cdef char *put_long_numeric(char *out, uint128_t magnitude, uint32_t sign) noexc
     cdef int count = 0, lowest = 0, i
     while magnitude:
         digits[count] = <uint16_t>(magnitude % 10000)
-        magnitude = magnitude / 10000
+        magnitude = magnitude // 10000
         count += 1
     while lowest < count and digits[lowest] == 0:
         lowest += 1
@@ -154,7 +154,7 @@ cdef inline char *put_numeric(char *out, uint64_t magnitude, uint32_t sign) noex
     cdef int leading, count
     if magnitude >= FOUR_DIGITS_LIMIT or magnitude == 0:
         return put_long_numeric(out, magnitude, sign)
-    units = <uint32_t>(magnitude / 100000000)
+    units = <uint32_t>(magnitude // 100000000)
     digits = <uint64_t>split8(units) << 32
     digits |= split8(<uint32_t>(magnitude - <uint64_t>units * 100000000))
     leading = leading_zero_digits(digits)
@@ -492,7 +492,7 @@ cdef inline bint is_cut(
     """Binary search for the last cut that starts at or before the id."""
     cdef Py_ssize_t low = 0, high = count, middle
     while low < high:
-        middle = (low + high) / 2
+        middle = (low + high) // 2
         if cuts[middle].symbol_id < symbol_id or (
             cuts[middle].symbol_id == symbol_id and cuts[middle].first_id <= trade_id
         ):
