@@ -1,7 +1,6 @@
 """The command line. What a command needs is imported when it is called: each starts fast."""
 
 import argparse
-import asyncio
 import os
 import signal
 import sys
@@ -187,6 +186,8 @@ def _health(_: argparse.Namespace) -> int:
 
 def _until_signal(work: Coroutine[Any, Any, int]) -> int:
     """Run `work`; SIGINT and SIGTERM cancel it, so that what it has opened is closed."""
+    import asyncio
+
     import uvloop
 
     received: list[int] = []

@@ -111,9 +111,12 @@ class _Progress:
     """A bar on a terminal, a JSON line every few seconds elsewhere."""
 
     def __init__(self, on_terminal: bool) -> None:
-        self._on_terminal = on_terminal
         self._bar: Any = None
         self._next_ns = clock.mono_ns() + int(PROGRESS_S * 1e9)
+        if on_terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc="counting", unit=" rows", unit_scale=True, leave=False)
 
     def __enter__(self) -> "_Progress":
         return self
@@ -123,12 +126,10 @@ class _Progress:
             self._bar.close()
 
     def show(self, counted: int, expected: int) -> None:
-        if self._on_terminal:
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=expected, unit=" rows", unit_scale=True, leave=False)
-            self._bar.update(counted - self._bar.n)
+        if self._bar is not None:
+            self._bar.total = expected
+            self._bar.n = counted
+            self._bar.refresh()
         elif clock.mono_ns() >= self._next_ns:
             self._next_ns = clock.mono_ns() + int(PROGRESS_S * 1e9)
             _print_json("progress", {"counted": counted, "expected": expected})
