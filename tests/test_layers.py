@@ -97,14 +97,14 @@ def package(name: str) -> str:
 
 
 def test_every_module_has_its_place() -> None:
-    assert MODULES.keys() - PLACES.keys() == set()
+    assert MODULES.keys() - PLACES.keys() == set(), "add them to the list in ARCHITECTURE.md"
 
 
 def test_no_upward_import() -> None:
     upward = [
         f"{name} (floor {PLACES[name][0]}) imports {used} (floor {PLACES[used][0]})"
         for name, used in EDGES
-        if PLACES[used] > PLACES[name]
+        if {name, used} <= PLACES.keys() and PLACES[used] > PLACES[name]
     ]
     assert upward == []
 

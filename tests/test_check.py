@@ -1,0 +1,287 @@
+"""`tradecore check` against a venue, a database and folders that are right or wrong."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import asyncpg
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from tradecore import check, clock, errors
+from tradecore.check import Finding
+from tradecore.datadir import DataDir
+from tradecore.settings import Settings, load
+from tradecore.values import Secret
+
+MS = 10**6
+
+
+class Venue:
+    """What the exchange says; tests change it."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+        self.states = {"BTCUSDT": "TRADING", "ETHUSDT": "TRADING", "LUNAUSDT": "BREAK"}
+        self.status = 200
+        self.body = b""
+        self.server = TestServer(self._app())
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.port}"
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/api/v3/time", self._time)
+        app.router.add_get("/api/v3/exchangeInfo", self._info)
+        app.router.add_get("/stream", self._stream)
+        return app
+
+    async def _time(self, _: web.Request) -> web.Response:
+        if self.status != 200 or self.body:
+            return web.Response(status=self.status, body=self.body)
+        return web.json_response({"serverTime": clock.wall_ns() // MS + self.ahead_ms})
+
+    async def _info(self, _: web.Request) -> web.Response:
+        symbols = [{"symbol": name, "status": state} for name, state in self.states.items()]
+        return web.json_response({"symbols": symbols})
+
+    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            pass
+        return socket
+
+
+@pytest.fixture
+async def venue() -> AsyncIterator[Venue]:
+    venue = Venue()
+    await venue.server.start_server()
+    yield venue
+    await venue.server.close()
+
+
+@pytest.fixture
+def settings(venue: Venue, tmp_path: Path) -> Settings:
+    """Right in all, but that the database is the embedded one that nobody has made."""
+    return load(
+        {
+            "BINANCE_REST_URL": f"http://{venue.address}",
+            "BINANCE_WEBSOCKET_URL": f"ws://{venue.address}/ws",
+            "SUPPORTED_SYMBOLS": "BTCUSDT,ETHUSDT",
+            "DATA_DIR": str(tmp_path / "data"),
+            "RING_CAPACITY": "1Ki",
+        }
+    )
+
+
+async def findings(settings: Settings) -> list[Finding]:
+    return [finding async for finding in check.find(settings)]
+
+
+def about(found: list[Finding], what: str) -> list[Finding]:
+    return [finding for finding in found if finding.what == what]
+
+
+async def test_all_is_well(
+    settings: Settings, migrated_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await check.run(replace(settings, database_url=Secret(migrated_database))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"ok"}
+    whats = [line.split()[1] for line in lines]
+    assert whats == [
+        *("settings", "folder", "disk", "ring", "database", "schema", "clock"),
+        *("venue", "clock", "symbols", "venue"),
+    ]
+    text = "\n".join(lines)
+    assert "1 s at 1,000 trades/s" in text and "time zone UTC" in text and "edition plain" in text
+    assert not settings.data_dir.exists(), "a check makes nothing"
+
+
+def test_wrong_settings_are_told_like_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    error = errors.SettingsError(["A is wrong", "B is wrong"])
+    assert check.refuse(error) == errors.EXIT_USAGE
+    assert capsys.readouterr().out == "fail  settings  A is wrong\nfail  settings  B is wrong\n"
+
+
+# -- folder, disk, ring ---------------------------------------------------------------------------
+
+
+async def test_a_folder_that_another_daemon_has(settings: Settings) -> None:
+    folder = DataDir(settings.data_dir)
+    try:
+        (found,) = about(await findings(settings), "folder")
+    finally:
+        folder.close()
+    assert found.grade == "warn" and "used by a running tradecore (process " in found.text
+    (found,) = about(await findings(settings), "folder")
+    assert found.grade == "ok" and "can be written" in found.text
+
+
+async def test_a_folder_that_is_a_file(settings: Settings) -> None:
+    settings.data_dir.write_text("")
+    found = await findings(settings)
+    assert about(found, "folder")[0].grade == "fail"
+    assert about(found, "folder")[0].exit_code == errors.EXIT_DATA_DIR
+    assert about(found, "disk") == []
+
+
+async def test_a_disk_without_room_for_the_ring(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 300 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    (found,) = about(await findings(settings), "disk")
+    assert found.grade == "warn", "the ring fits, the embedded database may not for long"
+    (found,) = about(await findings(replace(settings, ring_capacity=1 << 23)), "disk")
+    assert found.grade == "fail" and found.exit_code == errors.EXIT_DATA_DIR
+    assert found.text == "0.3 GiB free" and "free 512 MiB" in found.mend
+
+
+# -- database -------------------------------------------------------------------------------------
+
+
+async def test_a_schema_that_is_behind(settings: Settings, database: str) -> None:
+    found = await findings(replace(settings, database_url=Secret(database)))
+    (schema,) = about(found, "schema")
+    assert schema.grade == "warn" and "pending" in schema.text and "AUTO_MIGRATE" in schema.mend
+
+
+async def test_a_schema_that_is_newer(
+    settings: Settings, connection: asyncpg.Connection, migrated_database: str
+) -> None:
+    await connection.execute(
+        "INSERT INTO schema_migrations (version, name, checksum) VALUES (999, '999_later', 'x')"
+    )
+    found = await findings(replace(settings, database_url=Secret(migrated_database)))
+    (schema,) = about(found, "schema")
+    assert schema.grade == "fail" and "run a newer tradecore" in schema.text
+    assert schema.exit_code == errors.EXIT_DATABASE
+
+
+async def test_a_missing_right(
+    settings: Settings, connection: asyncpg.Connection, migrated_database: str
+) -> None:
+    await connection.execute("ALTER ROLE CURRENT_USER SET default_transaction_read_only = on")
+    try:
+        found = await findings(replace(settings, database_url=Secret(migrated_database)))
+    finally:
+        await connection.execute("ALTER ROLE CURRENT_USER RESET default_transaction_read_only")
+    assert [f.exit_code for f in found if "read_only" in f.text] == [errors.EXIT_DATABASE]
+
+
+async def test_a_database_that_is_down(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = replace(settings, database_url=Secret("postgresql://u:hunter2@127.0.0.1:1/d"))
+    assert await check.run(down) == errors.EXIT_DATABASE
+    out = capsys.readouterr().out
+    assert "fail  database  the database cannot be reached" in out and "hunter2" not in out
+    assert "ok    venue" in out, "the rest is tested all the same"
+
+
+async def test_an_embedded_database_that_is_there(settings: Settings, short_dir: Path) -> None:
+    from tradecore.store.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(short_dir, settings={"fsync": "off"})
+    await server.start()
+    await server.stop()
+    found = await findings(replace(settings, data_dir=short_dir))
+    first, second = about(found, "database")
+    assert "is there" in first.text and second.text.startswith("PostgreSQL ")
+    assert not (short_dir / "postgres" / "cluster" / "postmaster.pid").exists()
+
+
+# -- clock ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "grade", "text"),
+    [
+        ([(0, 0, 0)], "ok", "+0.0 ms against the venue's, give or take 0.0"),
+        ([(0, -100 * MS, 100 * MS)], "ok", "+150.0 ms against the venue's, give or take 50.0"),
+        ([(0, 400 * MS, 200 * MS)], "ok", "-300.0 ms against the venue's, give or take 100.0"),
+        ([(0, 900 * MS, 0), (0, 0, 90 * MS)], "warn", "-900.0 ms"),
+        ([(0, -300 * MS, 2 * MS)], "warn", "+301.0 ms against the venue's, give or take 1.0"),
+    ],
+)
+def test_the_fastest_sample_tells_the_offset(
+    samples: list[tuple[int, int, int]], grade: str, text: str
+) -> None:
+    found = check._clock("venue", samples, resolution_ms=0)
+    assert found.grade == grade and text in found.text
+
+
+async def test_a_clock_that_is_wrong(settings: Settings, venue: Venue) -> None:
+    venue.ahead_ms = 5000
+    (found,) = about(await findings(settings), "clock")
+    assert found.grade == "warn" and "NTP" in found.mend
+    offset = float(found.text.split()[3])
+    assert -5100 < offset < -4900
+
+
+# -- venue ----------------------------------------------------------------------------------------
+
+
+async def test_symbols(settings: Settings) -> None:
+    wrong = replace(settings, symbols=("BTCUSDT", "ETHUSD", "LUNAUSDT", "币安人生USDT"))
+    assert about(await findings(wrong), "symbols") == [
+        Finding(
+            "fail",
+            "symbols",
+            "ETHUSD is not listed at the venue",
+            "correct SUPPORTED_SYMBOLS, did you mean ETHUSDT?",
+            errors.EXIT_USAGE,
+        ),
+        Finding("warn", "symbols", "LUNAUSDT is not trading now (BREAK)"),
+        Finding(
+            "fail",
+            "symbols",
+            "币安人生USDT is not listed at the venue",
+            "correct SUPPORTED_SYMBOLS",
+            errors.EXIT_USAGE,
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "text"),
+    [
+        (451, b"", "it does not serve this country"),
+        (418, b"", "this address is banned"),
+        (500, b"oops", "HTTP 500, oops"),
+        (302, b"", "HTTP 302"),
+        (200, b"<html>", "does not answer as the venue does"),
+        (200, json.dumps({"time": 5}).encode(), "does not answer as the venue does"),
+        (200, b"[]", "does not answer as the venue does"),
+    ],
+)
+async def test_a_venue_that_refuses(
+    settings: Settings, venue: Venue, status: int, body: bytes, text: str
+) -> None:
+    venue.status, venue.body = status, body
+    rest, websocket = about(await findings(settings), "venue")
+    assert rest.grade == "fail" and text in rest.text
+    assert rest.exit_code == errors.EXIT_VENUE
+    assert websocket.grade == "ok"
+
+
+async def test_a_venue_that_is_not_there(settings: Settings, venue: Venue) -> None:
+    await venue.server.close()
+    found = about(await findings(settings), "venue")
+    assert [finding.grade for finding in found] == ["fail", "fail"]
+    assert "BINANCE_REST_URL" in found[0].mend and "BINANCE_WEBSOCKET_URL" in found[1].mend
+
+
+async def test_a_venue_without_streams(settings: Settings) -> None:
+    wrong = replace(settings, websocket_url=settings.websocket_url + "/nothing")
+    found = about(await findings(wrong), "venue")
+    assert [finding.grade for finding in found] == ["ok", "fail"]
+    assert found[1].exit_code == errors.EXIT_VENUE
