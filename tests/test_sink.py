@@ -602,6 +602,16 @@ async def test_a_silent_server_costs_limited_time(
     await db.check(*rows)
 
 
+async def someone_waits(db: Database) -> None:
+    """Wait until a session waits for a row lock."""
+    conn = await asyncpg.connect(db.dsn)
+    while not await conn.fetchval(  # noqa: ASYNC110
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+    ):
+        await asyncio.sleep(0.01)
+    await conn.close()
+
+
 async def test_a_deadlock_is_tried_again(db: Database) -> None:
     await db.conn.execute("SET deadlock_timeout = '1min'")
     await db.sink.write_trades(batch((0, 1, 1), (1, 1, 1)))
@@ -610,12 +620,7 @@ async def test_a_deadlock_is_tried_again(db: Database) -> None:
     async with db.conn.transaction():
         await db.conn.execute(lock, second)
         writing = asyncio.create_task(db.sink.write_trades(batch((0, 2, 9), (1, 2, 9))))
-        other = await asyncpg.connect(db.dsn)
-        while not await other.fetchval(  # noqa: ASYNC110
-            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-        ):
-            await asyncio.sleep(0.01)
-        await other.close()
+        await someone_waits(db)
         blocked = asyncio.create_task(db.conn.execute(lock, first))
         with pytest.raises(TransientStoreError) as caught:
             await writing
@@ -630,7 +635,7 @@ async def test_a_cancelled_write_leaves_nothing_behind(db: Database) -> None:
     async with db.conn.transaction():
         await db.conn.execute("SELECT FROM trade_symbols FOR UPDATE")
         writing = asyncio.create_task(db.sink.write_trades(batch((0, 2, 9))))
-        await asyncio.sleep(0.1)
+        await someone_waits(db)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
@@ -697,14 +702,21 @@ async def test_a_revoked_right_is_named(db: Database) -> None:
     await db.check(batch((0, 1, 1)))
 
 
-async def test_a_server_that_is_away_is_transient(db: Database, short_dir: Path) -> None:
-    pool = await open_pool(db.dsn, 1)
-    sink = Sink(pool, db.symbols, Partitions())
-    await pool.close()
-    with pytest.raises(TransientStoreError):
-        await sink.write_trades(batch((0, 1, 1)))
-    with pytest.raises(OSError):
-        await asyncpg.connect(f"postgresql:///x?host={short_dir}")
+async def test_a_server_that_is_away_is_transient(
+    db: Database, proxied: tuple[Proxy, Sink]
+) -> None:
+    proxy, sink = proxied
+    await sink.write_trades(batch((0, 1, 1)))
+    await proxy.__aexit__()
+    await sink._pool.expire_connections()
+    for _ in range(3):
+        with pytest.raises(TransientStoreError) as caught:
+            await sink.write_trades(batch((0, 2, 9)))
+        assert (caught.value.reason, caught.value.fatal_looking) == ("connection", False)
+    proxy.path.unlink(missing_ok=True)
+    await proxy.__aenter__()
+    await write(sink, batch((0, 2, 9)))
+    await db.check(batch((0, 1, 9)))
 
 
 # ---- tickers and klines ----------------------------------------------------------------------
