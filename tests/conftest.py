@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from tradecore.store.embedded import EmbeddedPostgres
-from tradecore.store.migrate import migrate
+from tradecore.store.migrate import detect_level, migrate
 
 FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_connections": "60"}
 """Server settings for tests that kill no server."""
@@ -75,10 +75,24 @@ def template(server_dsn: str) -> Iterator[str]:
             await migrate(connection)
         finally:
             await connection.close()
+        # The scheduler of TimescaleDB would connect, and a database in use cannot be copied.
+        await _administer(
+            server_dsn,
+            f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            f" WHERE datname = '{name}'",
+        )
 
     asyncio.run(build())
     yield name
     asyncio.run(_administer(server_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def plain_level(connection: asyncpg.Connection) -> None:
+    """Skip on a server with TimescaleDB: the test is about native partitions."""
+    if await detect_level(connection) != "plain":
+        pytest.skip("is about native partitions, and this server has TimescaleDB")
 
 
 async def _fresh_database(server_dsn: str, template: str) -> AsyncIterator[str]:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tradecore.store.migrate import (
     load_migrations,
     migrate,
 )
+from tradecore.store.partitions import Partitions
+from tradecore.store.pool import describe_server
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -46,7 +49,6 @@ async def columns(connection: asyncpg.Connection, table: str) -> tuple[str, ...]
 async def test_an_empty_database_gets_all_tables(empty: asyncpg.Connection) -> None:
     before = await check(empty)
     assert before.pending == tuple(migration.name for migration in load_migrations())
-    assert before.level == "plain"
     assert not before.current
     assert await empty.fetchval("SELECT to_regclass('schema_migrations')") is None
     assert await migrate(empty) == list(before.pending)
@@ -72,7 +74,7 @@ async def test_the_sole_unique_key_of_trades(connection: asyncpg.Connection) -> 
 
 
 async def test_the_greatest_trade_fits(connection: asyncpg.Connection) -> None:
-    await connection.execute("CREATE TABLE one PARTITION OF raw_trades DEFAULT")
+    await Partitions().ensure(connection, "raw_trades", [datetime.now(UTC).date()])
     price, quantity, number = await connection.fetchrow(
         "INSERT INTO raw_trades VALUES (now(), '币安USDT', 92233720368.54775807,"
         " 92233720368.54775807, 'SELL', 9223372036854775807) RETURNING price, quantity, trade_id"
@@ -223,6 +225,7 @@ def test_files_are_numbered_without_holes(tmp_path: Path) -> None:
         load_migrations(folder)
 
 
+@pytest.mark.usefixtures("plain_level")
 async def test_plain_is_plain(connection: asyncpg.Connection) -> None:
     assert await detect_level(connection) == "plain"
     kinds = await connection.fetch(
@@ -233,6 +236,22 @@ async def test_plain_is_plain(connection: asyncpg.Connection) -> None:
         "tickers": b"p",
         "klines": b"r",
     }
+
+
+async def test_hypertables_where_there_is_timescaledb(connection: asyncpg.Connection) -> None:
+    if await detect_level(connection) != "timescale":
+        pytest.skip("this server has no TimescaleDB (TRADECORE_TEST_DSN names another server)")
+    assert (await describe_server(connection)).edition.startswith("timescale-")
+    rows = await connection.fetch(
+        "SELECT hypertable_name, time_interval FROM timescaledb_information.dimensions"
+    )
+    assert {row["hypertable_name"]: row["time_interval"].days for row in rows} == {
+        "raw_trades": 1,
+        "tickers": 1,
+        "klines": 30,
+    }
+    await Partitions().ensure(connection, "raw_trades", [datetime.now(UTC).date()])
+    assert await connection.fetchval("SELECT count(*) FROM pg_inherits") == 0
 
 
 @pytest.mark.skipif(not DEBIAN_15.exists(), reason=f"no PostgreSQL in {DEBIAN_15}")

@@ -9,6 +9,8 @@ from tradecore import clock
 from tradecore.errors import StoreError
 from tradecore.store.partitions import Partitions
 
+pytestmark = pytest.mark.usefixtures("plain_level")
+
 DAY = date(2024, 8, 8)
 
 INSERT = """

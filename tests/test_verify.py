@@ -113,7 +113,9 @@ async def test_missing_rows_are_named_to_the_id(recorder: Recorder) -> None:
 
 async def test_a_whole_day_is_missing(recorder: Recorder) -> None:
     await recorder.both("BTCUSDT", 1, 3000)
-    await recorder.run("DROP TABLE raw_trades_20240809")
+    await recorder.run(
+        "DELETE FROM raw_trades WHERE timestamp BETWEEN '2024-08-09Z' AND '2024-08-09 23:59:59Z'"
+    )
     assert await recorder.differences() == [("missing", "BTCUSDT", 60, 1499)]
 
 
@@ -156,8 +158,12 @@ async def test_doubled_rows_of_one_day_and_of_two(recorder: Recorder) -> None:
 async def test_times_that_run_back_over_midnight_are_right(recorder: Recorder) -> None:
     await recorder.both("BTCUSDT", 1, 100)
     # Ids 58 and 61 change places: the venue's times need not follow its ids.
-    await recorder.run("UPDATE raw_trades SET timestamp = '2024-08-09 00:01Z' WHERE trade_id = 58")
-    await recorder.run("UPDATE raw_trades SET timestamp = '2024-08-08 23:58Z' WHERE trade_id = 61")
+    await recorder.run("DELETE FROM raw_trades WHERE trade_id IN (58, 61)")
+    await recorder.run(
+        "INSERT INTO raw_trades VALUES"
+        " ('2024-08-09 00:01Z', 'BTCUSDT', 1, 1, 'BUY', 58),"
+        " ('2024-08-08 23:58Z', 'BTCUSDT', 1, 1, 'BUY', 61)"
+    )
     assert await recorder.differences() == []
 
 
