@@ -93,7 +93,7 @@ def test_text_is_aligned_and_one_line_a_record() -> None:
     )
     first, second = text.splitlines()
     assert first.index("connected") == second.index("frame")
-    assert first[27:].split() == ["info", "tradecore.test", "connected", "line=A", "streams=21"]
+    assert first[24:].split() == ["info", "test", "connected", "line=A", "streams=21"]
     assert "frame\\nrefused\\x1b[31m" in second
     assert second.endswith('head="a \\"b\\"\\n" empty=""')
 

@@ -79,7 +79,7 @@ class Formatter:
         }
         trace = self._mask(self._traceback(record.exc_info)) if record.exc_info else ""
         when = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
-        ts = when.isoformat(timespec="microseconds") + "Z"
+        ts = when.isoformat(timespec="microseconds" if self._as_json else "milliseconds") + "Z"
         level = record.levelname.lower()
         message = self._mask(record.getMessage())
         if self._as_json:
@@ -87,7 +87,8 @@ class Formatter:
             tail = {"exc": _utf8(trace)} if trace else {}
             return orjson.dumps(head | fields | tail) + b"\n"
         pairs = " ".join(f"{name}={_readable(value)}" for name, value in fields.items())
-        text = f"{ts} {level:<8} {record.name:<20} {message.translate(_CONTROL):<44} {pairs}"
+        name = record.name.removeprefix("tradecore.")
+        text = f"{ts} {level:<8} {name:<16} {message.translate(_CONTROL):<40} {pairs}"
         if trace:
             text += "\n    " + trace.translate(_CONTROL_IN_TRACEBACK).replace("\n", "\n    ")
         return text.rstrip().encode(errors="backslashreplace") + b"\n"
