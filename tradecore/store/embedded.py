@@ -45,6 +45,7 @@ _SOCKET_PATH_MAX_BYTES = 107
 _LOG_MAX_BYTES = 16 << 20
 _LEFT_OVER_LIMIT_S = 10
 _QUIT_LIMIT_S = 10.0
+_LEAST_ROOM_BYTES = 1 << 20
 
 # Written to postgresql.conf once, by initdb: an operator may change them there.
 _SETTINGS = {
@@ -322,8 +323,8 @@ class EmbeddedPostgres:
                 break
             except asyncpg.CannotConnectNowError:
                 recovers = True
-            except (OSError, asyncpg.PostgresConnectionError):
-                pass  # no socket yet, or it goes down: the next lines tell
+            except (OSError, asyncpg.PostgresConnectionError, asyncpg.TooManyConnectionsError):
+                pass  # no socket yet, it goes down, or it still has a killed daemon's sessions
             if not self._alive():
                 raise _ServerExitedError(self._last_words())
             if left_s < 0:
@@ -370,7 +371,9 @@ class EmbeddedPostgres:
         return os.fsencode(self._cluster) in arguments
 
     def _last_words(self) -> str:
-        """Return the cause that the server logged since this start."""
+        """Return the cause that the server logged since this start, if there was room for it."""
+        if shutil.disk_usage(self._home).free < _LEAST_ROOM_BYTES:
+            return f"the disk of {self._home} is full"
         with self._log_file.open("rb") as output:
             output.seek(self._log_start)
             return _cause(output.read().decode(errors="replace"))
@@ -391,7 +394,7 @@ async def _finish(work: Coroutine[None, None, bool]) -> bool:
 
 
 def _cause(text: str) -> str:
-    """Return the line of `text` that names the cause, else its last one."""
+    """Return the first line of `text` that names an error, else its last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    causes = [line for line in lines if re.search(r"(FATAL|PANIC|error):", line)]
-    return (causes or lines or ["its log is empty"])[-1]
+    errors = [line for line in lines if re.search(r"(ERROR|FATAL|PANIC|error):", line)]
+    return (errors or lines[-1:] or ["its log is empty"])[0]

@@ -260,7 +260,8 @@ async def detect_level(conn: asyncpg.Connection) -> Level:
         )
     kind = await conn.fetchval(
         "SELECT relkind FROM pg_class"
-        " WHERE relname = 'raw_trades' AND relnamespace = quote_ident(current_schema())::regnamespace"
+        " WHERE relname = 'raw_trades'"
+        " AND relnamespace = quote_ident(current_schema())::regnamespace"
     )
     if kind is not None:
         return "plain" if kind == b"p" else "timescale"

@@ -90,7 +90,7 @@ def _name(uid: int) -> str:
 
 def let_through(path: Path, user: OsUser) -> None:
     """Let `user` cross every folder above `path`: by an access list, else by the x bit for all."""
-    for folder in reversed(path.parents):
+    for folder in sorted({*path.parents, *path.resolve().parents}):
         found = folder.stat()
         if found.st_uid == user.uid:
             needed = stat.S_IXUSR
@@ -147,7 +147,7 @@ def _grant_crossing(folder: Path, uid: int) -> bool:
 def open_for_reading(tree: Path) -> None:
     """Let everyone read `tree` (public program files that a strict umask has closed)."""
     for path in (tree, *tree.rglob("*")):
-        if not path.is_symlink():
+        if path.exists() and not path.is_symlink():
             mode = path.stat().st_mode
             execute = stat.S_IXOTH if mode & stat.S_IXUSR else 0
             path.chmod(mode | stat.S_IROTH | execute)
