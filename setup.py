@@ -25,7 +25,7 @@ EXTENSIONS = [
     Extension(
         ".".join(source.with_suffix("").parts),
         [str(source)],
-        extra_compile_args=C_FLAGS + ["-Wall", "-Wno-unused-function"],
+        extra_compile_args=[*C_FLAGS, "-Wall", "-Wno-unused-function"],
         define_macros=[("TRADECORE_DEBUG", "1")] if DEBUG else [],
     )
     for source in sorted(Path("tradecore").rglob("*.pyx"))

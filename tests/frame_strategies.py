@@ -203,7 +203,12 @@ def with_extras(draw: st.DrawFn, event: Members) -> Members:
         max_size=4
     )
     extras = draw(
-        st.lists(st.tuples(name.filter(lambda key: key not in taken), extra_values()), max_size=3)
+        st.lists(
+            st.tuples(name.filter(lambda key: key not in taken), extra_values()),
+            max_size=3,
+            # A doubled letter is refused; any other key may stand twice.
+            unique_by=lambda pair: pair[0] if len(pair[0]) == 1 else object(),
+        )
     )
     own = ((key, draw(with_extras(v)) if isinstance(v, Members) else v) for key, v in event)
     return Members([*own, *extras])

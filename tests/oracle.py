@@ -75,6 +75,12 @@ class Members(list[tuple[str, object]]):
     def keys(self) -> set[str]:
         return {key for key, _ in self}
 
+    def refuse_doubled_letters(self) -> None:
+        """Refuse an event in which a key of one letter stands twice, needed or not."""
+        letters = [name for name, _ in self if re.fullmatch("[A-Za-z]", name)]
+        if len(set(letters)) < len(letters):
+            raise Refused("duplicate_key")
+
     def take(self, key: str) -> object:
         """Return the one value of `key`; refuse a missing and a doubled key."""
         values = [value for name, value in self if name == key]
@@ -161,6 +167,7 @@ def read_event(payload: bytes, symbols: Mapping[str, int]) -> Event:
 
 def _read_named(event: Members, symbols: Mapping[str, int]) -> Event:
     reader = _READERS.get(event.text("e"))
+    event.refuse_doubled_letters()
     if reader is None:
         raise Refused("unknown_event")
     return reader(event, symbols)
@@ -198,6 +205,7 @@ def _read_ticker(event: Members, symbols: Mapping[str, int]) -> Event:
 def _read_kline(event: Members, symbols: Mapping[str, int]) -> Event:
     end = Decimal(NUMERIC_38_8_END)
     candle = event.object("k")
+    candle.refuse_doubled_letters()
     if candle.text("i") != "1m":
         raise Refused("unknown_event")
     symbol = event.text("s")

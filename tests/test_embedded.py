@@ -320,7 +320,7 @@ async def test_a_server_that_recovers_for_long_is_left_to_it(
 async def test_a_cancelled_start_leaves_nothing(short_dir: Path) -> None:
     server = EmbeddedPostgres(short_dir, settings=FAST)
     start = asyncio.ensure_future(server.start())
-    while not (short_dir / "postgres").exists():  # noqa: ASYNC110 (a file has no event)
+    while not (short_dir / "postgres").exists():
         await asyncio.sleep(0.01)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -106,9 +106,15 @@ def test_a_key_doubled_by_an_escape_is_doubled(key: str) -> None:
     assert check(text.encode()) is None
 
 
-@pytest.mark.parametrize("key", ["M", "x", "", "ee", "stream_", "\u0000", "\ud7ff"])
+@pytest.mark.parametrize("key", ["M", "x", "Z"])
+def test_a_doubled_letter_is_refused_though_nobody_needs_it(key: str) -> None:
+    event = Members([*TRADE.without("M"), (key, True), (key, True)])
+    assert check(compact(event)) is None
+
+
+@pytest.mark.parametrize("key", ["", "ee", "stream_", "\u0000", "\ud7ff"])
 def test_a_doubled_key_that_nobody_needs_is_no_harm(key: str) -> None:
-    event = Members([*TRADE.without("M"), (key, 1), (key, [2])])
+    event = Members([*TRADE, (key, 1), (key, [2])])
     assert check(compact(event)) == check(compact(TRADE))
 
 

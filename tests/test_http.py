@@ -64,7 +64,7 @@ async def connected(server):
 
 async def until_connections(server, count):
     async with asyncio.timeout(20):
-        while len(server._runner.server.connections) != count:  # noqa: ASYNC110
+        while len(server._runner.server.connections) != count:
             await asyncio.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""The listener behind a real socket: fragments, pings, oversized and binary messages, violations."""
+"""The listener behind a real socket: fragments, pings, oversized and binary messages."""
 
 import asyncio
 import struct

@@ -605,7 +605,7 @@ async def test_a_silent_server_costs_limited_time(
 async def someone_waits(db: Database) -> None:
     """Wait until a session waits for a row lock."""
     conn = await asyncpg.connect(db.dsn)
-    while not await conn.fetchval(  # noqa: ASYNC110
+    while not await conn.fetchval(
         "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
     ):
         await asyncio.sleep(0.01)

@@ -1017,6 +1017,19 @@ cdef int _key_index(const value_t *key) noexcept nogil:
     return -1
 
 
+cdef inline bint _letter_doubled(const value_t *values) noexcept nogil:
+    """Tell whether a key of one letter, as all keys of an event are, stands twice.
+
+    Also one that is not needed: the venue never doubles a key, so what sent this is not to be
+    trusted with the others either.
+    """
+    cdef int i
+    for i in range(<int>b"A", <int>b"z" + 1):
+        if values[i].kind != KIND_NONE and values[i].doubled:
+            return True
+    return False
+
+
 cdef inline int _need(const value_t *value, uint8_t kind) noexcept nogil:
     if value.kind == KIND_NONE:
         return MISSING_KEY
@@ -1187,6 +1200,8 @@ cdef int _slow_kline(
     c.p = v[<int>b"k"].start
     c.end = v[<int>b"k"].end
     _scan_object(&c, 1, &kline)
+    if _letter_doubled(k):
+        return DUPLICATE_KEY
     status = _need(&k[<int>b"i"], KIND_STRING)
     if status > 0 and not _equals(&k[<int>b"i"], b"1m", 2):
         status = UNKNOWN_EVENT
@@ -1255,6 +1270,8 @@ cdef int _slow(
     status = _need(&v[<int>b"e"], KIND_STRING)
     if status < 0:
         return status
+    if _letter_doubled(v):
+        return DUPLICATE_KEY
     if _equals(&v[<int>b"e"], b"trade", 5):
         return _slow_trade(v, symbols, event)
     if _equals(&v[<int>b"e"], b"24hrTicker", 10):

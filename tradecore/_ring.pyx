@@ -11,7 +11,6 @@ killed at any instruction leaves a state that recovery reads right. `published_s
 recovery finds it from the rows, each of which carries its sequence under a checksum.
 """
 
-from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from tradecore._rows cimport FLAG_VOID

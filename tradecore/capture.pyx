@@ -256,7 +256,7 @@ cdef class Capture:
         return [self._latency[i] for i in range(LATENCY_BUCKETS)], self._count.latency_sum_us
 
     def received(self):
-        """Return {symbol: (trades taken into the ring, last trade id or None, last trade time in us)}."""
+        """Return {symbol: (trades taken in, last trade id or None, time of the last in us)}."""
         return {
             self.symbols.name(i): (
                 self._tracks[i].received,
@@ -277,7 +277,7 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
     cdef int64_t recv_ns = tc_wall_ns()
     cdef Py_ssize_t count = len(frames)
     cdef Py_ssize_t i
-    cdef int r, k
+    cdef int k
     cdef bytes frame
     cdef const char **data = <const char **>calloc(count, sizeof(char *))
     cdef Py_ssize_t *sizes = <Py_ssize_t *>calloc(count, sizeof(Py_ssize_t))
@@ -288,7 +288,7 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
             frame = frames[i]
             data[i] = frame
             sizes[i] = len(frame)
-        for r in range(rounds):
+        for _ in range(rounds):
             capture.ring.release(capture.ring.pending)
             for k in range(capture._track_slots):
                 capture._tracks[k].run_first = INT64_MAX

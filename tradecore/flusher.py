@@ -179,7 +179,9 @@ class Flusher:
                     return
                 continue
             began_ns = clock.mono_ns()
-            result = await self._attempt("trades", len(rows), self._sink.write_trades(rows), backoff)
+            result = await self._attempt(
+                "trades", len(rows), self._sink.write_trades(rows), backoff
+            )
             if result is not None:
                 self.stats.observe_flush(rows, result, began_ns)
                 self._ring.release(len(rows))

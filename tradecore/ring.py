@@ -141,9 +141,7 @@ class Ring(RingBuffer):
 def _create(path: Path, capacity: int, next_seq: int = 1) -> None:
     """Make an empty ring file beside `path` and move it there."""
     size = ROWS_AT + capacity * TRADE_DTYPE.itemsize
-    header = HEADER.pack(
-        MAGIC, LAYOUT_VERSION, DTYPE_CHECKSUM, capacity, next_seq, next_seq, 0
-    )
+    header = HEADER.pack(MAGIC, LAYOUT_VERSION, DTYPE_CHECKSUM, capacity, next_seq, next_seq, 0)
     temporary = path.with_suffix(".new")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -197,7 +197,9 @@ class Supervisor:
             if self._resume_timer is not None:
                 self._resume_timer.cancel()
             self._feed.resume_reading()
-            log.info("ring is below its low-water mark again", extra={"pending": self._ring.pending})
+            log.info(
+                "ring is below its low-water mark again", extra={"pending": self._ring.pending}
+            )
 
     # -- what others read ----------------------------------------------------------------------
 

@@ -16,13 +16,17 @@ _QUERY = """
     SELECT trade_id, timestamp, price, quantity, side FROM raw_trades
     WHERE symbol = $1 AND trade_id BETWEEN $2 AND $3 ORDER BY trade_id, timestamp
 """
+_OTHERS = """
+    SELECT count(*), min(trade_id) FROM raw_trades
+    WHERE symbol = $1 AND trade_id NOT BETWEEN $2 AND $3
+"""
 
 
 class Connection(Protocol):
     """What the proof needs of an asyncpg connection."""
 
     async def fetch(self, query: str, *args: Any) -> list[Any]: ...
-    async def fetchval(self, query: str, *args: Any) -> Any: ...
+    async def fetchrow(self, query: str, *args: Any) -> Any: ...
 
 
 @dataclass
@@ -58,15 +62,18 @@ async def prove(
             end = min(start + CHUNK_ROWS, last_id + 1)
             rows = await conn.fetch(_QUERY, symbol, start, end - 1)
             _compare(proof, market.trades(symbol, start, end), rows)
-        others = await conn.fetchval(
-            "SELECT count(*) FROM raw_trades WHERE symbol = $1 AND trade_id NOT BETWEEN $2 AND $3",
+        others, example = await conn.fetchrow(
+            _OTHERS,
             symbol,
             first_id,
             last_id,
         )
         proof.stored += others
         if others:
-            proof.differ(f"{symbol}: {others} rows that were never sent")
+            proof.differ(
+                f"{symbol}: {others} rows that were never sent, such as {example};"
+                f" sent were {first_id} to {last_id}"
+            )
     return proofs
 
 

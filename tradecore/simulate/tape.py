@@ -139,14 +139,11 @@ class Tape:
             self.total += end - first
             base = self.market.first_id(symbol)
             last = end - 1
+            while last >= first and self.faults.silent(last - base):
+                last -= 1
+            while first <= last and self.faults.dropped(first - base):
+                first += 1
             if symbol not in self.sent and first > base and self.faults.delayed(first - 1 - base):
                 first -= 1  # held back before anybody listened, so it comes after its follower
-            while last >= first and (
-                self.faults.silent(last - base)
-                or (self.stopped_us is not None and self.faults.delayed(last - base))
-            ):
-                last -= 1  # never sent, or held back for a follower that never comes
-            while first <= last and self.faults.silent(first - base):
-                first += 1
             if first <= last:
                 self.sent[symbol] = (self.sent.get(symbol, (first, 0))[0], last)

@@ -25,6 +25,9 @@ from tradecore.store.sink import Sink, WriteResult
 
 log = logging.getLogger(__name__)
 
+# It warns with a traceback each time the database is away; what that means is said here.
+logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+
 PING_LIMIT_S = 5.0
 CLOSE_LIMIT_S = 5.0
 
