@@ -60,9 +60,15 @@ def environ(dsn: str, ws: str, rest: str, streams: str) -> dict[str, str]:
     }
 
 
+def saturated_by(trades: int) -> tuple[str, ...]:
+    """Return options of an exchange that has its frames ready and sends them without a pause."""
+    count = str(trades)
+    return ("--rate", "0", "--prerender", count, "--prerender-micro", "--count", count)
+
+
 async def saturated(server_dsn: str, number: int) -> tuple[float, float, float]:
     """Return trades/s, CPU us a trade and peak RSS in MiB of the daemon."""
-    saturating = ("--rate", "0", "--prerender", str(TRADES), "--count", str(TRADES))
+    saturating = saturated_by(TRADES)
     async with (
         database(server_dsn, f"bench_saturated_{number}") as dsn,
         exchange("--symbols", LIST, *saturating) as (venue, ws),
@@ -106,10 +112,10 @@ async def compare_with_venue(connection: asyncpg.Connection, venue: Running) -> 
 
 async def script(server_dsn: str) -> tuple[float, float]:
     """Return trades/s and CPU us a trade of the script."""
-    count = str(SCRIPT_TRADES)
+    count, saturating = str(SCRIPT_TRADES), saturated_by(SCRIPT_TRADES)
     async with (
         database(server_dsn, "bench_script") as dsn,
-        exchange("--symbols", LIST, "--rate", "0", "--prerender", count, "--count", count) as (
+        exchange("--symbols", LIST, *saturating) as (
             venue,
             ws,
         ),

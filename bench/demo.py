@@ -23,7 +23,7 @@ from tradecore.simulate.market import Market
 from tradecore.simulate.proof import Proof, prove
 from tradecore.store.embedded import EmbeddedPostgres
 
-FAULTS = ("--duplicate-every", "97", "--garbage-every", "501", "--fragment-every", "301",
+FAULTS = ("--duplicate-every", "97", "--garbage-every", "501", "--fragment-every", "1499",
           "--shuffle-keys-every", "203")  # fmt: skip
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
@@ -85,9 +85,12 @@ def report(proofs: dict[str, Proof], health: dict[str, Any], state: dict[str, An
         for name in ("sent", "stored", "equal")
     )
     print(f"{'all':<16}{sent:>10,}{stored:>10,}{equal:>10,}")
-    faults = {name: n for name, n in state["counts"].items() if n}
+    faults = {name: n for name, n in state["counts"].items() if n and " " not in name}
     counts = health["counts"]
-    print(f"\nThe exchange also sent: {faults}")
+    print(
+        "\nFaults in what the exchange sent: "
+        + ", ".join(f"{name} {n:,}" for name, n in sorted(faults.items()))
+    )
     print(
         f"The daemon refused {counts['frames_refused']:,} frames and dropped "
         f"{counts['trades_duplicate']:,} duplicates."
