@@ -14,7 +14,7 @@ from fake_venue import Venue, eventually, make_certificate, server_tls
 
 from tradecore.errors import SettingsError, VenueError
 from tradecore.feed import endpoint as endpoint_module
-from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError, is_loopback, tls_context
+from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError, tls_context
 
 QUERY = "?timeUnit=MICROSECOND"
 
@@ -83,13 +83,6 @@ def test_wrong_url_is_one_problem_without_secrets(url: str) -> None:
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith("BINANCE_WEBSOCKET_URL")
     assert "secret" not in str(caught.value)
-
-
-def test_loopback() -> None:
-    for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1"):
-        assert is_loopback(host)
-    for host in ("binance.com", "0.0.0.0", "10.0.0.1", "::", "fe80::1%eth0", "localhost.evil.com"):
-        assert not is_loopback(host)
 
 
 def test_tls_context_verifies() -> None:

@@ -14,7 +14,7 @@ from snapshots import HEALTHY, changed
 from tradecore.errors import UsageError
 from tradecore.http import security
 from tradecore.http.health import assess
-from tradecore.http.security import RateLimiter, is_loopback
+from tradecore.http.security import RateLimiter
 from tradecore.http.server import SideServer
 from tradecore.snapshot import ConnectionState
 
@@ -439,17 +439,6 @@ async def test_any_name_on_an_open_bind():
     async with serving(host="0.0.0.0") as server:
         response, _ = await fetch(server, "/live", headers={"Host": "capture.example"})
     assert response.status == 200
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")),
-        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")),
-    ],
-)
-def test_is_loopback(host, expected):
-    assert is_loopback(host) is expected
 
 
 # --- rate limit -----------------------------------------------------------------------------

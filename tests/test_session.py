@@ -186,6 +186,19 @@ async def test_missing_reply_ends_the_session(venue: Venue) -> None:
     assert methods == ["SUBSCRIBE", "LIST_SUBSCRIPTIONS"]
 
 
+async def test_a_venue_that_answers_nothing_but_sends_data_is_taken(venue: Venue) -> None:
+    def answer(peer: Peer, request: dict[str, Any]) -> object:
+        peer.subscribed += request.get("params") or []
+        return None
+
+    venue.answer = answer
+    rig = Rig(venue, silent_s=5.0)
+    await eventually(lambda: rig.state is State.LIVE)
+    methods = [request["method"] for _, _, request in venue.last.requests]
+    assert methods == ["SUBSCRIBE", "LIST_SUBSCRIPTIONS"]
+    await rig.end()
+
+
 async def test_lost_reply_is_harmless_when_the_listing_is_complete(venue: Venue) -> None:
     def answer(peer: Peer, request: dict[str, Any]) -> object:
         if request["method"] == "SUBSCRIBE":

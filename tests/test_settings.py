@@ -249,7 +249,12 @@ def test_rest_url_is_cut_to_its_base(path: str) -> None:
 
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.255.0.9", "::1", "localhost", "LOCALHOST")))
-    assert not any(map(is_loopback, ("10.0.0.1", "::", "localhost.example", "127.1", "")))
+    assert not any(
+        map(
+            is_loopback,
+            ("10.0.0.1", "0.0.0.0", "fe80::1%eth0", "::", "localhost.example", "127.1", ""),
+        )
+    )
 
 
 @pytest.mark.parametrize(

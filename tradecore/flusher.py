@@ -91,7 +91,10 @@ class FlushStats:
     trades_parked: int = 0
     tickers_stored: int = 0
     klines_stored: int = 0
-    retries: Counter[str] = field(default_factory=Counter)
+    retries: Counter[str] = field(
+        default_factory=lambda: Counter({"connection": 0, "down": 0, "timeout": 0})
+    )
+    """By SQLSTATE or word; those that every outage shows are there from the start."""
     duration_counts: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_S) + 1))
     duration_sum_s: float = 0.0
     rows_counts: list[int] = field(default_factory=lambda: [0] * (len(ROWS_BOUNDS) + 1))

@@ -13,6 +13,7 @@ from collections import deque
 from contextlib import AsyncExitStack, suppress
 
 from tradecore import __version__, clock, terminal
+from tradecore import log as logs
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
 from tradecore.conflator import Conflator
 from tradecore.datadir import DataDir
@@ -124,7 +125,9 @@ class Supervisor:
         feed = asyncio.create_task(self._feed.run(), name="feed")
         watch = asyncio.create_task(self._watch(), name="watch")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
-        line = asyncio.create_task(terminal.show(self.snapshot), name="terminal line")
+        tasks: set[asyncio.Task[object]] = {flush, feed, watch, stop}
+        if logs.on_terminal():
+            tasks.add(asyncio.create_task(terminal.show(self.snapshot), name="terminal line"))
         log.info(
             "capturing",
             extra={
@@ -136,14 +139,12 @@ class Supervisor:
         )
         try:
             # All but `stop` end only by a bug, which their result() raises.
-            done, _ = await asyncio.wait(
-                {flush, feed, watch, stop, line}, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             await self._drain(flush, feed)
         finally:
-            await _cancel(flush, feed, watch, stop, line)
+            await _cancel(*tasks)
 
     async def _drain(self, flush: "asyncio.Task[None]", feed: "asyncio.Task[None]") -> None:
         log.info("stopping: feed first, then the ring is drained")
@@ -268,7 +269,7 @@ class Supervisor:
                 away_s=(now_ns - stats.away_since_ns) / 1e9 if stats.away_since_ns else None,
                 server_version=server.version if server else None,
                 level=server.edition if server else None,
-                schema_version=None,
+                schema_version=self._store.schema_version,
                 last_error=stats.last_error,
             ),
             pool=PoolUse(idle=idle, used=used, limit=self._settings.db_pool_size),

@@ -180,7 +180,7 @@ def base_url(secure: str, plain: str, *endings: str) -> Callable[[str], str]:
 def is_loopback(host: str) -> bool:
     """Tell whether `host` is localhost or an address of 127.0.0.0/8 or ::1."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 

@@ -5,7 +5,6 @@ TCP handshake, and because name, address, TLS and upgrade then share one time li
 """
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import ssl
@@ -20,6 +19,7 @@ from picows import WSHandshakeError, WSListener, WSTransport, ws_connect
 from picows.url import WSParsedURL
 
 from tradecore.errors import SettingsError, VenueError
+from tradecore.values import is_loopback
 
 RECEIVE_BUFFER_BYTES = 1 << 20
 """SO_RCVBUF: one socket read can carry all of it, so this bounds what a paused feed still gets."""
@@ -206,16 +206,6 @@ class Endpoint:
                 sock.close()
                 raise
         raise failure
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or an address means this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 @cache

@@ -264,11 +264,22 @@ class Session:
                 )
                 if len(self.refused) <= min(MAX_REFUSED_STREAMS, len(self._plan.streams) - 1):
                     continue
-            await self._check(batch, "no reply" if reply is None else str(reply.error))
+            await self._check(batch, None if reply is None else str(reply.error))
 
-    async def _check(self, batch: tuple[str, ...], cause: str) -> None:
-        """Ask which streams of a doubtful batch are subscribed; the session ends unless all are."""
+    async def _check(self, batch: tuple[str, ...], error: str | None) -> None:
+        """Ask which streams of a doubtful batch are subscribed; the session ends unless all are.
+
+        Where no request is answered at all but data come, they are the better proof.
+        """
+        assert self._listener is not None
+        cause = error or "no reply"
         listed = await self._request("LIST_SUBSCRIPTIONS", None)
+        if error is None and listed is None and self._listener.data_frames:
+            log.warning(
+                "the venue answers no request but sends data; carrying on",
+                extra={"connection": self._plan.name, "streams": len(batch)},
+            )
+            return
         missing = set(batch) - set(listed.streams if listed is not None else ())
         log.warning(
             "SUBSCRIBE was not acknowledged" if missing else "a reply to SUBSCRIBE was lost",

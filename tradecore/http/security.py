@@ -6,7 +6,6 @@ the inside.
 """
 
 import asyncio
-import ipaddress
 import logging
 import math
 import re
@@ -21,6 +20,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from tradecore.clock import mono_ns
+from tradecore.values import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +77,6 @@ def error_answer(status: int, text: str = "") -> web.Response:
     """Return an error as JSON; without `text` it carries the status's standard words only."""
     phrase = HTTPStatus(status)
     return json_answer({"error": phrase.phrase, "text": text or phrase.description}, status)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether binding to `host` keeps other machines out."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class RateLimiter:

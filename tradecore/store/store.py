@@ -49,6 +49,7 @@ class Store:
         self._sink: Sink | None = None
         self._opening = asyncio.Lock()
         self.server: ServerInfo | None = None
+        self.schema_version: int | None = None
         for warning in self._dsn.warnings if self._dsn else ():
             log.warning(warning)
 
@@ -87,6 +88,9 @@ class Store:
             pool = await open_pool(dsn, self._settings.db_pool_size)
             async with pool.acquire() as conn:
                 await bring_up_to_date(conn, auto_migrate=self._settings.auto_migrate)
+                self.schema_version = await conn.fetchval(
+                    "SELECT max(version) FROM schema_migrations"
+                )
                 self.server = await describe_server(conn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             if pool is not None:
