@@ -5,7 +5,7 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from tradecore._fastparse import SymbolTable
+from tradecore._symbols import SymbolTable
 from tradecore.schema import TRADE_DTYPE
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "ADAUSDT", "XRPUSDT", "DOGEUSDT")

@@ -6,7 +6,8 @@ from typing import Literal
 import oracle
 from plain_frames import SYMBOLS
 
-from tradecore._fastparse import FrameError, SymbolTable, parse_event
+from tradecore._fastparse import FrameError, parse_event
+from tradecore._symbols import SymbolTable
 
 Path = Literal["auto", "fast", "slow"]
 PATHS: tuple[Path, ...] = ("slow", "auto", "fast")

@@ -18,7 +18,8 @@ from plain_frames import (
 )
 from test_oracle import TRADE_FIELDS
 
-from tradecore._fastparse import FrameError, SymbolTable, parse_event
+from tradecore._fastparse import FrameError, parse_event
+from tradecore._symbols import SymbolTable
 
 check = Check()
 

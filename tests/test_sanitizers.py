@@ -14,6 +14,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "tradecore"
+CODEC = [PACKAGE / f"{name}.pyx" for name in ("_symbols", "_json", "_slowparse", "_fastparse")]
 
 # Optimisation hides nothing at -O1; -fno-wrapv undoes a flag of CPython's that hides overflow.
 C_FLAGS = (
@@ -27,7 +28,9 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from tradecore._fastparse cimport SymbolTable, event_t, parse_event_c
+from tradecore._event cimport event_t
+from tradecore._fastparse cimport parse_event_c
+from tradecore._symbols cimport SymbolTable
 
 
 def parse_exact(bytes payload, SymbolTable symbols, Py_ssize_t lie):
@@ -71,14 +74,14 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("sanitized")
     package = folder / "tradecore"
     package.mkdir()
-    for name in ("__init__.py", "schema.py", "_rows.pxd", "_fastparse.pxd", "_fastparse.pyx"):
-        shutil.copy(PACKAGE / name, package / name)
+    for source in (PACKAGE / "__init__.py", PACKAGE / "schema.py", *PACKAGE.glob("*.pxd"), *CODEC):
+        shutil.copy(source, package)
     (folder / "exact_frame.pyx").write_text(EXACT_FRAME)
     directives = ("boundscheck=False", "wraparound=False", "cdivision=True")
     command = [sys.executable, "-m", "Cython.Build.Cythonize", "-q", "-i", "-3"]
     command += [part for directive in directives for part in ("-X", directive)]
     built = subprocess.run(
-        [*command, "tradecore/_fastparse.pyx", "exact_frame.pyx"],
+        [*command, *(f"tradecore/{source.name}" for source in CODEC), "exact_frame.pyx"],
         cwd=folder,
         env=os.environ
         | {"CC": "gcc", "CFLAGS": C_FLAGS, "LDFLAGS": "-fsanitize=address,undefined"},

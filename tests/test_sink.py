@@ -13,7 +13,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from tradecore._fastparse import SymbolTable
+from tradecore._symbols import SymbolTable
 from tradecore.errors import TransientStoreError
 from tradecore.schema import (
     FLAG_BUYER_IS_MAKER,

@@ -1,8 +1,9 @@
 # The hot side of capture: one frame in, one row published.
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 
-from tradecore._fastparse cimport CAUSE_COUNT, SymbolTable, event_t
+from tradecore._event cimport CAUSE_COUNT, event_t
 from tradecore._ring cimport RingBuffer
+from tradecore._symbols cimport SymbolTable
 from tradecore.conflator cimport Conflator
 
 cdef enum:

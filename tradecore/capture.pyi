@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
-from tradecore._fastparse import SymbolTable
 from tradecore._ring import RingBuffer
+from tradecore._symbols import SymbolTable
 from tradecore.conflator import Conflator
 
 LATENCY_BOUNDS_US: tuple[int, ...]

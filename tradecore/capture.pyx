@@ -12,14 +12,14 @@ from libc.stdlib cimport calloc, free
 
 from tradecore._fastparse import CAUSES
 
-from tradecore._fastparse cimport (
+from tradecore._event cimport (
     EVENT_CONTROL,
     EVENT_KLINE,
     EVENT_SHUTDOWN,
     EVENT_TICKER,
     EVENT_TRADE,
-    parse_event_c,
 )
+from tradecore._fastparse cimport parse_event_c
 from tradecore._rows cimport trade_row_t
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tradecore._fastparse import SymbolTable
 from tradecore._ring import RingBuffer
+from tradecore._symbols import SymbolTable
 from tradecore.errors import DataDirError
 from tradecore.schema import SYMBOL_MAX_BYTES, TRADE_DTYPE
 

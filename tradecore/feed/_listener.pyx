@@ -11,7 +11,7 @@ from picows import WSProtocolError
 
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from tradecore._fastparse cimport BINARY, EVENT_CONTROL, EVENT_SHUTDOWN, EVENT_TRADE, OVERSIZED
+from tradecore._event cimport BINARY, EVENT_CONTROL, EVENT_SHUTDOWN, EVENT_TRADE, OVERSIZED
 from tradecore.capture cimport Capture, mono_clock_ns, wall_clock_ns
 
 

@@ -8,7 +8,7 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from tradecore._fastparse import SymbolTable
+from tradecore._symbols import SymbolTable
 from tradecore.errors import StoreError, TradecoreError, TransientStoreError
 from tradecore.settings import Settings
 from tradecore.store.dsn import parse_dsn
