@@ -135,6 +135,17 @@ async def test_the_oldest_row_waits_no_longer_than_the_age(tmp_path: Path) -> No
         assert one.sink.batches == [[0, 1, 2]]
 
 
+async def test_rows_that_woke_nobody_are_found(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=1000, age_s=0.05) as one:
+        await asyncio.sleep(0)
+        one.feed(0, 1)
+        await until(lambda: one.ring.pending == 0)
+        row = one.ring.rows[:1].copy()
+        row["trade_id"] = 77
+        one.ring.append(row)  # past the capture, as if its read had broken off
+        await until(lambda: one.sink.batches == [[0], [77]])
+
+
 async def test_the_next_batch_grows_while_one_is_under_way(tmp_path: Path) -> None:
     async with desk(tmp_path, rows=10, age_s=0.01) as one:
         one.sink.gate.clear()

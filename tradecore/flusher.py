@@ -33,6 +33,9 @@ MAX_BATCH_ROWS = 16384
 STATE_INTERVAL_S = 1.0
 """Tickers and klines are written once a second, so at most one ticker a second and symbol."""
 
+IDLE_LOOK_S = 0.5
+"""How often an idle flusher looks at the ring although nothing woke it."""
+
 RETRY_BASE_S = 0.1
 RETRY_CAP_S = 5.0
 
@@ -201,12 +204,13 @@ class Flusher:
             self._due.clear()
             rows = 1 if wait_s is None else self._policy.batch_rows
             self._capture.wake_when(rows, self._due.set)
-            timer = wait_s and asyncio.get_running_loop().call_later(wait_s, self._due.set)
+            # A read that ends in a protocol violation wakes nobody: look now and then.
+            limit_s = IDLE_LOOK_S if wait_s is None else wait_s
+            timer = asyncio.get_running_loop().call_later(limit_s, self._due.set)
             try:
                 await self._due.wait()
             finally:
-                if timer:
-                    timer.cancel()
+                timer.cancel()
 
     async def _run_states(self) -> None:
         backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
