@@ -39,6 +39,15 @@ async def _administer(dsn: str, *statements: str) -> None:
 
 
 @pytest.fixture
+def terminal() -> tuple[int, int]:
+    """File descriptors of a new pseudo-terminal: ours and the program's; the test closes both."""
+    try:
+        return os.openpty()
+    except OSError as exc:
+        pytest.skip(f"no pseudo-terminal to be had here: {exc}")
+
+
+@pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A folder with a short path (a unix socket fits) that every OS user can cross."""
     folder = Path(tempfile.mkdtemp(prefix="tc-"))

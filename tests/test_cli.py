@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -221,14 +220,16 @@ async def test_verify(connection: asyncpg.Connection, migrated_database: str) ->
     assert only.code == 0 and json.loads(only.out)["rows"] == 3
 
 
-async def test_verify_on_a_terminal(connection: asyncpg.Connection, migrated_database: str) -> None:
+async def test_verify_on_a_terminal(
+    connection: asyncpg.Connection, migrated_database: str, terminal: tuple[int, int]
+) -> None:
     await record(connection, "BTCUSDT", 1, 50)
     await record(connection, "BTCUSDT", 60, 61)
     await connection.execute(
         "INSERT INTO trade_gaps (symbol, first_id, last_id, cause, state)"
         " VALUES ('BTCUSDT', 51, 59, 'test', 'open')"
     )
-    master, slave = pty.openpty()
+    master, slave = terminal
     termios.tcsetwinsize(slave, (24, 100))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tradecore", "verify"),

@@ -2,7 +2,6 @@ import io
 import json
 import logging
 import os
-import pty
 import subprocess
 import sys
 import threading
@@ -325,8 +324,8 @@ def test_keys_are_bounded() -> None:
 # -- terminal -------------------------------------------------------------------------------------
 
 
-def test_status_line_is_kept_below_the_logs() -> None:
-    master, slave = pty.openpty()
+def test_status_line_is_kept_below_the_logs(terminal: tuple[int, int]) -> None:
+    master, slave = terminal
     with open(slave, "wb", buffering=0) as stream, open(master, "rb", buffering=0) as screen:  # noqa: PTH123
         log.start("info", "auto", stream=stream)
         log.show_status("1,000 trades/s")

@@ -135,6 +135,7 @@ def _bind_problem(host: str, port: int, error: Exception) -> str:
             return f"{place} is taken by another program; stop it or set HTTP_PORT to a free port"
         case errno.EACCES:
             return f"{place} is not allowed for this user; set HTTP_PORT to 1024 or above"
-        case errno.EADDRNOTAVAIL:
+        case errno.EADDRNOTAVAIL | None if isinstance(error, OSError):
+            # From Python 3.13 on asyncio says it without a number.
             return f"HTTP_HOST {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0"
     return f"{place} cannot be used: {error}"
