@@ -44,14 +44,8 @@ from tradecore._rows cimport (
     trade_row_t,
 )
 from tradecore._slowparse cimport parse_slow
-from tradecore._symbols cimport SymbolTable, find_symbol, symbol_entry_t
-
-
-cdef extern from *:
-    """
-    #define TC_LIKELY(x) __builtin_expect(!!(x), 1)
-    """
-    bint likely "TC_LIKELY"(bint condition) noexcept nogil
+from tradecore._symbols cimport SymbolTable, find_wide, is_name, symbol_entry_t
+from tradecore._words cimport find48, likely
 
 
 CAUSES = {
@@ -99,14 +93,12 @@ cdef int _fast_trade(
     if lower != NULL:
         p = name + lower_size
     else:
-        p = name
-        while p < end and p[0] != b'"' and p - name <= SYMBOL_MAX_BYTES:
-            p += 1
+        p = name + find48(name, b'"')
     # Behind the name: `","t":1,"p":"1.1","q":"1.1","T":<13>,"m":true,"M":true}` is >= 60 bytes.
     if end - p < 60 or not _is(p, b'","t":', 6):
         return NOT_FAST
-    entry = find_symbol(symbols, name, p - name)
-    if entry == NULL or (lower != NULL and memcmp(entry.lower, lower, lower_size) != 0):
+    entry = find_wide(symbols, name, p - name)
+    if entry == NULL or (lower != NULL and not is_name(entry.lower, lower, lower_size)):
         return NOT_FAST
     p = fast_uint(p + 6, &row.trade_id)
     if p == NULL or end - p < 52 or not _is(p, b',"p":"', 6):
@@ -182,15 +174,14 @@ cdef inline const char *_fast_symbol(
     """Read `"s":"<symbol>",`."""
     cdef const char *start
     cdef const symbol_entry_t *entry
-    if end - p < 8 or not _is(p, b'"s":"', 5):
+    # At least 15 more keys follow in a ticker and in a kline.
+    if end - p < 64 or not _is(p, b'"s":"', 5):
         return NULL
-    p += 5
-    start = p
-    while p < end and p[0] != b'"':
-        p += 1
-    if end - p < 2 or p[1] != b",":
+    start = p + 5
+    p = start + find48(start, b'"')
+    if p[1] != b",":
         return NULL
-    entry = find_symbol(symbols, start, p - start)
+    entry = find_wide(symbols, start, p - start)
     if entry == NULL:
         return NULL
     symbol_id[0] = <uint32_t>entry.symbol_id
@@ -342,13 +333,9 @@ cdef inline int _fast(
         return NOT_FAST
     if _is(p, b'{"stream":"', 11):
         lower = p + 11
-        p = lower
-        while p < end and p[0] != b"@":
-            # A quote, an escape or a long name: let the slow path look at it.
-            if p[0] == b'"' or p[0] == b"\\" or p - lower > SYMBOL_MAX_BYTES:
-                return NOT_FAST
-            p += 1
-        lower_size = p - lower
+        # No symbol holds a quote or an escape: what has one before the `@` matches none.
+        lower_size = find48(lower, b"@")
+        p = lower + lower_size
         closing = 2
         if end - p < 64:
             return NOT_FAST
@@ -383,15 +370,15 @@ cdef inline bint _known_lower(
     const symbol_table_t *symbols, const char *lower, Py_ssize_t size
 ) noexcept nogil:
     """Tell whether a stream's symbol is the lower-case form of one in the table."""
-    cdef char name[SYMBOL_MAX_BYTES]
+    cdef char name[SYMBOL_MAX_BYTES + 7]
     cdef Py_ssize_t i
     cdef const symbol_entry_t *entry
     if size > SYMBOL_MAX_BYTES:
         return False
     for i in range(size):
         name[i] = lower[i] - 32 if 97 <= lower[i] <= 122 else lower[i]
-    entry = find_symbol(symbols, name, size)
-    return entry != NULL and memcmp(entry.lower, lower, size) == 0
+    entry = find_wide(symbols, name, size)
+    return entry != NULL and is_name(entry.lower, lower, size)
 
 
 cdef int parse_event_c(

@@ -6,12 +6,12 @@ from libc.stdint cimport int64_t, uint64_t
 
 from tradecore._event cimport BAD_NUMBER, BAD_TIME, NEGATIVE, OUT_OF_RANGE
 from tradecore._rows cimport decimal128_t
+from tradecore._words cimport digits8, value8
 
 
 cdef extern from * nogil:
     """
     #include <stdint.h>
-    #include <string.h>
     typedef unsigned __int128 tc_uint128;
 
     #define TC_TIME_MIN_US 946684800000000LL
@@ -24,23 +24,6 @@ cdef extern from * nogil:
     static const uint64_t TC_POW10[9] = {
         1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000
     };
-
-    /* How many of the 8 bytes, from the first, are ASCII digits; `digits` gets their values. */
-    static inline int tc_digits8(const char *p, uint64_t *digits) {
-        uint64_t x;
-        memcpy(&x, p, 8);
-        x ^= 0x3030303030303030ULL;
-        uint64_t other = ((x + 0x7676767676767676ULL) | x) & 0x8080808080808080ULL;
-        *digits = x;
-        return other ? __builtin_ctzll(other) >> 3 : 8;
-    }
-    /* Value of the first `count` (1..8) digits of a word from tc_digits8 (little endian). */
-    static inline uint64_t tc_value8(uint64_t digits, int count) {
-        digits <<= 64 - 8 * count;
-        digits = digits * 10 + (digits >> 8);
-        return (((digits & 0x000000FF000000FFULL) * 0x000F424000000064ULL)
-              + (((digits >> 16) & 0x000000FF000000FFULL) * 0x0000271000000001ULL)) >> 32;
-    }
     """
     ctypedef unsigned long long uint128_t "tc_uint128"
     const int64_t TIME_MIN_US "TC_TIME_MIN_US"
@@ -49,8 +32,6 @@ cdef extern from * nogil:
     const uint64_t MAX_WHOLE "TC_MAX_WHOLE"
     const uint64_t MAX_FRACTION "TC_MAX_FRACTION"
     const uint64_t POW10 "TC_POW10"[9]
-    int digits8 "tc_digits8"(const char *p, uint64_t *digits) noexcept
-    uint64_t value8 "tc_value8"(uint64_t digits, int count) noexcept
 
 
 cdef inline int to_us(int64_t value, int64_t *out) noexcept nogil:

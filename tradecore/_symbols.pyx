@@ -1,7 +1,6 @@
 """The table of symbols: ids for the rows, names for the database."""
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 
 cdef int _require_id(list names, int symbol_id) except -1:
@@ -79,15 +78,17 @@ cdef class SymbolTable:
         return 0
 
     cdef void _insert(self, const char *name, Py_ssize_t size, int symbol_id) noexcept:
-        cdef uint32_t i = hash_name(name, size) & self.table.mask
-        cdef symbol_entry_t *entry
+        cdef symbol_entry_t entry
+        cdef uint32_t i
         cdef Py_ssize_t k
-        while self.table.slots[i].size:
-            i = (i + 1) & self.table.mask
-        entry = &self.table.slots[i]
+        memset(&entry, 0, sizeof(entry))
         entry.size = <uint16_t>size
         entry.symbol_id = symbol_id
         memcpy(entry.name, name, size)
         for k in range(size):
             # Stream names are lower case in ASCII letters only; other bytes stay as they are.
             entry.lower[k] = name[k] + 32 if 65 <= name[k] <= 90 else name[k]
+        i = hash_name(entry.name, size) & self.table.mask
+        while self.table.slots[i].size:
+            i = (i + 1) & self.table.mask
+        self.table.slots[i] = entry
