@@ -19,46 +19,20 @@ from tradecore._rows cimport FLAG_VOID
 cdef extern from * nogil:
     """
     #include <stdint.h>
-    #include <string.h>
     #include <sys/mman.h>
 
-    static inline uint64_t tc_mix(uint64_t a, uint64_t b) {
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    }
-    /* Over the 60 bytes before the checksum; not cryptographic, it only has to see torn rows. */
-    static inline uint32_t tc_row_checksum(const void *row) {
-        uint64_t w[7];
-        uint32_t tail;
-        uint64_t h;
-        memcpy(w, row, 56);
-        memcpy(&tail, (const char *)row + 56, 4);
-        h = tc_mix(w[0] ^ 0xa0761d6478bd642fULL, w[1] ^ 0xe7037ed1a0b428dbULL)
-          ^ tc_mix(w[2] ^ 0x8ebc6af09c88c6e3ULL, w[3] ^ 0x589965cc75374cc3ULL)
-          ^ tc_mix(w[4] ^ 0x1d8e4e27c47d124fULL, w[5] ^ 0xeb44accab455d165ULL)
-          ^ tc_mix(w[6] ^ 0x2f9be6cc5be4f515ULL, tail ^ 0x9c06faf4d023e3abULL);
-        return (uint32_t)(h ^ (h >> 32));
-    }
-    /* The compiler must not move the stores of a row behind the store that makes it visible. */
-    #define TC_FENCE() __asm__ __volatile__("" ::: "memory")
     static inline int tc_drop_pages(char *start, char *end) {
         uintptr_t from = ((uintptr_t)start + 4095) & ~(uintptr_t)4095;
         uintptr_t to = (uintptr_t)end & ~(uintptr_t)4095;
         return to > from ? madvise((void *)from, to - from, MADV_DONTNEED) : 0;
     }
     """
-    uint32_t tc_row_checksum(const void *row)
-    void fence "TC_FENCE"()
     int drop_pages "tc_drop_pages"(char *start, char *end)
 
 
 cdef enum:
     # Released rows whose pages are given back at once: 1 MiB.
     TRIM_ROWS = 16384
-
-
-cdef uint32_t row_checksum(const trade_row_t *row) noexcept nogil:
-    return tc_row_checksum(row)
 
 
 cdef class RingBuffer:
@@ -84,22 +58,6 @@ cdef class RingBuffer:
         self._mask = capacity - 1
         self.published_seq = self._durable_seq[0]
         self._trimmed_seq = self._durable_seq[0]
-
-    cdef trade_row_t *row(self, int64_t seq) noexcept nogil:
-        return &self._rows[(seq - self._base_seq[0]) & self._mask]
-
-    cdef trade_row_t *claim(self) noexcept nogil:
-        """Return the next slot to fill, NULL when the ring is full; nothing is visible yet."""
-        if self.published_seq - self._durable_seq[0] >= self.capacity:
-            return NULL
-        return self.row(self.published_seq)
-
-    cdef void publish(self, trade_row_t *row) noexcept nogil:
-        """Stamp the claimed row and make it visible to the flusher and to recovery."""
-        row.sequence = self.published_seq
-        row.checksum = tc_row_checksum(row)
-        fence()
-        self.published_seq += 1
 
     @property
     def durable_seq(self):
