@@ -6,6 +6,7 @@ happens rarely (a refused frame to log, the flusher to wake, the high-water mark
 """
 
 import logging
+from bisect import bisect_left
 
 from libc.stdint cimport INT64_MAX
 from libc.stdlib cimport calloc, free
@@ -32,11 +33,13 @@ cdef extern from * nogil:
         clock_gettime(id, &t);
         return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
     }
+    #define TC_BIT_LENGTH(x) ((x) ? 64 - __builtin_clzll((unsigned long long)(x)) : 0)
     #define tc_wall_ns() tc_clock_ns(CLOCK_REALTIME)
     #define tc_mono_ns() tc_clock_ns(CLOCK_MONOTONIC)
     """
     int64_t tc_wall_ns()
     int64_t tc_mono_ns()
+    int bit_length "TC_BIT_LENGTH"(int64_t x)
 
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,9 @@ LATENCY_BOUNDS_US = (
 
 cdef int64_t[LATENCY_BUCKETS - 1] BOUNDS_US
 BOUNDS_US[:] = LATENCY_BOUNDS_US
+# By the bits of a latency: the bucket of the least latency of so many bits.
+cdef int[64] FIRST_BUCKET
+FIRST_BUCKET[:] = [bisect_left(LATENCY_BOUNDS_US, 1 << bits >> 1) for bits in range(64)]
 
 # Before the first id of a symbol; one below it must not be mistaken for the id before 0.
 cdef int64_t NO_ID = -2
@@ -121,7 +127,7 @@ cdef class Capture:
         cdef int64_t trade_id = trade.trade_id
         cdef trade_row_t *slot
         cdef int64_t latency_us
-        cdef int bucket = 0
+        cdef int bucket
         self._count.trades += 1
         if track.run_first <= trade_id <= track.run_last:
             self._count.duplicate += 1
@@ -161,6 +167,7 @@ cdef class Capture:
             # The venue's clock is ahead of ours: counted apart, never shown as zero.
             self._count.early += 1
             return
+        bucket = FIRST_BUCKET[bit_length(latency_us)]
         while bucket < LATENCY_BUCKETS - 1 and latency_us > BOUNDS_US[bucket]:
             bucket += 1
         self._latency[bucket] += 1
