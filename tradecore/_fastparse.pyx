@@ -45,7 +45,7 @@ from tradecore._rows cimport (
 )
 from tradecore._slowparse cimport parse_slow
 from tradecore._symbols cimport SymbolTable, find_wide, is_name, symbol_entry_t
-from tradecore._words cimport find48, likely
+from tradecore._words cimport find48, likely, read_bool
 
 
 CAUSES = {
@@ -82,7 +82,8 @@ cdef int _fast_trade(
     cdef trade_row_t *row = &event.trade
     cdef const symbol_entry_t *entry
     cdef const char *name
-    cdef uint16_t flags = 0
+    cdef uint32_t buyer_is_maker
+    cdef int size
     # From `"e"` to the end of the shortest frame, with slack for the 24-byte look-ahead.
     if end - p < 100 or not _is(p, b'"e":"trade","E":', 16):
         return NOT_FAST
@@ -113,13 +114,11 @@ cdef int _fast_trade(
     if p == NULL or end - p < 19 or not _is(p, b',"m":', 5):
         return NOT_FAST
     p += 5
-    if _is(p, b'true,"M":', 9):
-        flags = FLAG_BUYER_IS_MAKER
-        p += 9
-    elif _is(p, b'false,"M":', 10):
-        p += 10
-    else:
+    size = read_bool(p, &buyer_is_maker)
+    p += size
+    if size == 0 or not _is(p, b',"M":', 5):
         return NOT_FAST
+    p += 5
     if end - p >= 5 and _is(p, b"true}", 5):
         p += 5
     elif end - p >= 6 and _is(p, b"false}", 6):
@@ -129,7 +128,7 @@ cdef int _fast_trade(
     if end - p != (lower != NULL) or (lower != NULL and p[0] != b"}"):
         return NOT_FAST
     row.symbol_id = <uint32_t>entry.symbol_id
-    row.flags = flags
+    row.flags = <uint16_t>(FLAG_BUYER_IS_MAKER * buyer_is_maker)
     return EVENT_TRADE
 
 
