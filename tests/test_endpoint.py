@@ -1,9 +1,14 @@
 """URLs, TLS and sockets, against real listeners on loopback."""
 
 import asyncio
+import base64
+import hashlib
+import re
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import picows
@@ -325,3 +330,46 @@ def test_the_same_on_uvloop(certificate: Path, monkeypatch: pytest.MonkeyPatch) 
         await secure.stop()
 
     uvloop.run(check())
+
+
+def test_reset_behind_a_burst_is_seen_at_once_and_loses_nothing() -> None:
+    """What the kernel holds when the RST comes is read to its end, and then the end is noticed.
+
+    libuv stops polling a socket with an error, so whoever reads once per poll event (as the
+    transports of aiofastnet do) would neither read on nor ever hear of the reset.
+    """
+    sizes: list[int] = []
+
+    class Listener(picows.WSListener):
+        def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+            sizes.append(len(frame.get_payload_as_bytes()))
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            endpoint = Endpoint.parse(f"ws://127.0.0.1:{server.getsockname()[1]}")
+            attempt = asyncio.create_task(endpoint.open(Listener, 5))
+            peer, _ = await loop.sock_accept(server)
+        peer.setblocking(False)
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", await loop.sock_recv(peer, 65536))
+        assert key
+        guid = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key[1] + guid).digest())
+        await loop.sock_sendall(
+            peer,
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n",
+        )
+        transport, _ = await attempt
+        # No await in between: one turn of the loop meets the burst and the reset together.
+        burst = (b"\x81\x7e" + struct.pack(">H", 1000) + bytes(1000)) * 300
+        assert peer.send(burst) == len(burst)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                await transport.wait_disconnected()
+
+    uvloop.run(check())
+    assert sizes == [1000] * 300

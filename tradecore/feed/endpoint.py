@@ -149,6 +149,9 @@ class Endpoint:
                     max_frame_size=MAX_FRAME_BYTES,
                     max_redirects=0,
                     read_buffer_init_size=_READ_BUFFER_BYTES,
+                    # Its transports read once per poll event. uvloop stops polling a socket that
+                    # was reset, so the rest of a burst and the end itself would go unnoticed.
+                    use_aiofastnet=False,
                     socket_factory=make_socket,
                     **tls,
                 )
