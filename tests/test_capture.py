@@ -2,10 +2,13 @@
 
 import json
 import logging
+from bisect import bisect_left
 from pathlib import Path
 
 import pytest
 
+from tests.plain_frames import KLINE, TICKER, Members, compact
+from tradecore._fastparse import parse_event
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
 from tradecore.conflator import Conflator
 from tradecore.ring import Ring
@@ -152,6 +155,36 @@ def test_latency_lands_in_its_bucket_and_early_frames_are_counted_apart(bench: B
     assert {i: n for i, n in enumerate(counts) if n} == {0: 2, 1: 1, len(counts) - 1: 1}
     assert sum_us == 50 + 100 + 101 + 700_000_000
     assert bench.count("early") == 1
+
+
+@pytest.mark.parametrize("bound", [*LATENCY_BOUNDS_US, *(1 << bits for bits in range(40))])
+def test_every_latency_lands_where_a_search_puts_it(bench: Bench, bound: int) -> None:
+    for latency_us in {bound - 1, bound, bound + 1}:
+        before, _ = bench.capture.latency()
+        bench.capture.feed(trade(latency_us), recv_ns=(BASE_MS * 1000 + latency_us) * 1000)
+        after, _ = bench.capture.latency()
+        grown = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if new > old]
+        assert grown == [bisect_left(LATENCY_BOUNDS_US, latency_us)]
+
+
+def test_a_symbol_added_later_is_refused_as_unknown(bench: Bench) -> None:
+    """There is no track and no slot of the conflator for it: taking it would write wild memory."""
+    late = bench.ring.intern("LATEUSDT")
+    candle = KLINE.value("k")
+    assert isinstance(candle, Members)
+    frames = (
+        trade(1, "LATEUSDT"),
+        compact(TICKER.replaced(s="LATEUSDT")),
+        compact(KLINE.replaced(s="LATEUSDT", k=candle.replaced(s="LATEUSDT"))),
+    )
+    assert [parse_event(f, bench.ring.symbols)[1]["symbol_id"] for f in frames] == [late] * 3
+    assert all(bench.capture.feed(frame) < 0 for frame in frames)
+    assert bench.capture.refused()["unknown_symbol"] == 3
+    assert [bench.count(name) for name in ("trades", "tickers", "klines")] == [0, 0, 0]
+    assert len(bench.capture.conflator.take_tickers()) == 0
+    assert len(bench.capture.conflator.take_klines()) == 0
+    bench.feed(1, 2, symbol="ETHUSDT")
+    assert bench.ids() == [1, 2]
 
 
 def test_more_symbols_than_slots_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ cdef class Capture:
     cdef readonly Conflator conflator
     cdef readonly SymbolTable symbols
     cdef track_t *_tracks
-    cdef int _track_slots
+    cdef uint32_t _track_slots
     cdef counters_t _count
     cdef int64_t[CAUSE_COUNT] _refused
     cdef int64_t[CAUSE_COUNT] _reported_ns

@@ -19,6 +19,7 @@ from tradecore._event cimport (
     EVENT_SHUTDOWN,
     EVENT_TICKER,
     EVENT_TRADE,
+    UNKNOWN_SYMBOL,
 )
 from tradecore._fastparse cimport parse_event_c
 from tradecore._rows cimport trade_row_t
@@ -80,12 +81,12 @@ cdef class Capture:
     def __init__(self, RingBuffer ring not None, SymbolTable symbols not None,
                  Conflator conflator not None):
         """Track the symbols that are in the table now; a later one is refused as unknown."""
-        cdef int i
+        cdef uint32_t i
         self.ring = ring
         self.symbols = symbols
         self.conflator = conflator
         self._track_slots = len(symbols)
-        if self._track_slots > conflator.symbol_slots:
+        if len(symbols) > conflator.symbol_slots:
             raise ValueError("the conflator has fewer slots than there are symbols")
         self._tracks = <track_t *>calloc(max(1, self._track_slots), sizeof(track_t))
         if self._tracks == NULL:
@@ -105,19 +106,22 @@ cdef class Capture:
         cdef int status
         self._count.frames += 1
         status = parse_event_c(data, size, &self.symbols.table, &self._event)
-        if status == EVENT_TRADE:
+        if status == EVENT_TRADE and self._event.trade.symbol_id < self._track_slots:
             self._take_trade(recv_ns, line, epoch)
-        elif status == EVENT_TICKER:
+        elif status == EVENT_TICKER and self._event.ticker.symbol_id < self._track_slots:
             self._event.ticker.recv_ns = recv_ns
             self.conflator.put_ticker(&self._event.ticker)
             self._count.tickers += 1
-        elif status == EVENT_KLINE:
+        elif status == EVENT_KLINE and self._event.kline.symbol_id < self._track_slots:
             self._event.kline.recv_ns = recv_ns
             self.conflator.put_kline(&self._event.kline)
             self._count.klines += 1
         elif status == EVENT_CONTROL:
             self._count.controls += 1
         elif status != EVENT_SHUTDOWN:
+            if status > 0:
+                # The symbol came into the table later: there is no track and no slot for it.
+                status = UNKNOWN_SYMBOL
             self.refuse(status, data, size)
         return status
 
@@ -284,7 +288,7 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
     cdef int64_t recv_ns = tc_wall_ns()
     cdef Py_ssize_t count = len(frames)
     cdef Py_ssize_t i
-    cdef int k
+    cdef uint32_t k
     cdef bytes frame
     cdef const char **data = <const char **>calloc(count, sizeof(char *))
     cdef Py_ssize_t *sizes = <Py_ssize_t *>calloc(count, sizeof(Py_ssize_t))
