@@ -100,6 +100,33 @@ def test_klines_put_back_lose_nothing(capture: Capture) -> None:
     assert states(capture.conflator.take_klines()) == [(0, 1, 1), (1, 4, 0)]
 
 
+def test_the_last_state_of_a_past_minute_is_put_back_too(capture: Capture) -> None:
+    feed(capture, kline(0, OPEN_MS + 1))
+    rows = capture.conflator.take_klines()
+    feed(capture, kline(1, OPEN_MS + 2))
+    capture.conflator.put_back_klines(rows)
+    assert sorted(states(capture.conflator.take_klines())) == [(0, 1, 0), (1, 2, 0)]
+
+
+def test_rows_that_cannot_be_put_back_are_refused(capture: Capture) -> None:
+    feed(capture, ticker(OPEN_MS), kline(0, OPEN_MS))
+    tickers, klines = capture.conflator.take_tickers(), capture.conflator.take_klines()
+    for rows, put_back in (
+        (klines, capture.conflator.put_back_tickers),
+        (tickers, capture.conflator.put_back_klines),
+    ):
+        with pytest.raises(ValueError, match="rows of another kind"):
+            put_back(rows)
+    for rows, put_back in (
+        (tickers, capture.conflator.put_back_tickers),
+        (klines, capture.conflator.put_back_klines),
+    ):
+        rows["symbol_id"] = 2
+        with pytest.raises(ValueError, match="no slot for the symbol id 2"):
+            put_back(rows)
+    assert len(capture.conflator.take_tickers()) == len(capture.conflator.take_klines()) == 0
+
+
 def test_the_queue_of_closed_klines_is_bounded_and_counts_what_it_drops(capture: Capture) -> None:
     room = conflator_module.CLOSED_KLINES_MAX
     for minute in range(room + 3):

@@ -20,4 +20,5 @@ cdef class Conflator:
     cdef void put_ticker(self, const ticker_row_t *row) noexcept nogil
     cdef void put_kline(self, const kline_row_t *row) noexcept nogil
     cdef void _queue(self, const kline_row_t *row) noexcept nogil
+    cdef object _bytes_of(self, rows, dtype)
     cdef object _take(self, rows, uint8_t[::1] dirty)

@@ -92,22 +92,32 @@ cdef class Conflator:
 
     def put_back_tickers(self, rows):
         """Take tickers back whose write failed; a newer one that came meanwhile wins."""
-        cdef const unsigned char[::1] data = rows.view(np.uint8)
+        cdef const unsigned char[::1] data = self._bytes_of(rows, TICKER_DTYPE)
         cdef Py_ssize_t i
         for i in range(len(rows)):
             self.put_ticker(&(<const ticker_row_t *>&data[0])[i])
 
     def put_back_klines(self, rows):
         """Take klines back whose write failed; a newer state that came meanwhile wins."""
-        cdef const unsigned char[::1] data = rows.view(np.uint8)
+        cdef const unsigned char[::1] data = self._bytes_of(rows, KLINE_DTYPE)
         cdef const kline_row_t *row
         cdef Py_ssize_t i
         for i in range(len(rows)):
             row = &(<const kline_row_t *>&data[0])[i]
-            if row.flags & FLAG_CLOSED:
+            if row.flags & FLAG_CLOSED or row.open_us < self._klines[row.symbol_id].open_us:
+                # Final, or the last that is known of a minute that is over.
                 self._queue(row)
             else:
                 self.put_kline(row)
+
+    cdef object _bytes_of(self, rows, dtype):
+        """Return the bytes of rows from Python: in C, what is in them is trusted."""
+        if rows.dtype != dtype:
+            raise ValueError(f"rows of another kind: {rows.dtype}")
+        last = int(rows["symbol_id"].max(initial=0))
+        if last >= self.symbol_slots:
+            raise ValueError(f"no slot for the symbol id {last}")
+        return rows.view(np.uint8)
 
     cdef object _take(self, rows, uint8_t[::1] dirty):
         flags = np.asarray(dirty)
