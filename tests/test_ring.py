@@ -177,6 +177,15 @@ def test_a_damaged_file_is_named_and_left_alone(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("capacity", [0, 100])
+def test_a_capacity_that_is_no_power_of_two_is_damage(path: Path, capacity: int) -> None:
+    Ring(path, CAPACITY)
+    damage(path, 16, struct.pack("<q", capacity))
+    os.truncate(path, ROWS_AT + capacity * TRADE_DTYPE.itemsize)
+    with pytest.raises(DataDirError, match="its header"):
+        Ring(path, CAPACITY)
+
+
 def test_a_short_file_and_a_folder_in_the_way(tmp_path: Path) -> None:
     short = tmp_path / "short"
     short.write_bytes(b"tradring")

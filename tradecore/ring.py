@@ -179,7 +179,11 @@ def _open(path: Path) -> tuple[mmap.mmap, int]:
                 f"the ring at {path} was written by another version of tradecore (layout "
                 f"{version}): start that version once to store its rows, or move the file away"
             )
-        if size != ROWS_AT + capacity * TRADE_DTYPE.itemsize or not 1 <= base <= durable:
+        if (
+            size != ROWS_AT + capacity * TRADE_DTYPE.itemsize
+            or capacity.bit_count() != 1
+            or not 1 <= base <= durable
+        ):
             raise _damaged(path, "its header does not fit its size")
         return mmap.mmap(fd, size), capacity
     finally:
