@@ -251,6 +251,20 @@ async def test_the_cause_comes_from_the_server(short_dir: Path) -> None:
     await server.stop()
 
 
+def test_the_cause_is_not_the_answer_to_our_own_knocking() -> None:
+    text = """\
+x [1] LOG:  starting PostgreSQL
+x [2] FATAL:  the database system is not yet accepting connections
+x [2] DETAIL:  Consistent recovery state has not been yet reached.
+x [3] FATAL:  the database system is starting up
+x [4] FATAL:  could not write to file "pg_wal/xlogtemp.4": No space left on device
+x [1] LOG:  startup process (PID 4) exited with exit code 1
+x [1] LOG:  aborting startup due to startup process failure
+"""
+    assert find_cause(text).endswith("No space left on device")
+    assert find_cause(text[: text.index("x [4]")]).endswith("is starting up")
+
+
 async def test_initdb_that_fails(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = find_binaries().folder
     fake = short_dir / "bin"

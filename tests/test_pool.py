@@ -142,6 +142,8 @@ async def test_a_host_that_is_not_there(unused_tcp_port: int) -> None:
         (ConnectionResetError(104, "reset"), "down"),
         (ssl.SSLError(1, "unexpected eof"), "down"),
         (OSError("Multiple exceptions: refused, refused"), "down"),
+        (ConnectionError('PostgreSQL server at "h:1" rejected SSL upgrade'), "fatal"),
+        (ConnectionError("unexpected connection_lost() call"), "down"),
     ],
 )
 def test_each_kind_of_failure(exc: Exception, kind: str) -> None:

@@ -44,7 +44,9 @@ cdef class RingBuffer:
     cdef readonly int64_t capacity
     cdef readonly int64_t published_seq
     cdef int64_t _mask
+    # Up to where rows are out of our resident memory: stored ones, and a backlog's.
     cdef int64_t _trimmed_seq
+    cdef int64_t _backlog_seq
 
     @final
     cdef inline trade_row_t *row(self, int64_t seq) noexcept nogil:
@@ -65,4 +67,6 @@ cdef class RingBuffer:
         fence()
         self.published_seq += 1
 
+    cdef void trim_backlog(self) noexcept
+    cdef void _drop_rows(self, int64_t first_seq, int64_t last_seq) noexcept
     cdef void _drop(self, int64_t first, int64_t last) noexcept

@@ -58,6 +58,7 @@ cdef class RingBuffer:
         self._mask = capacity - 1
         self.published_seq = self._durable_seq[0]
         self._trimmed_seq = self._durable_seq[0]
+        self._backlog_seq = self._durable_seq[0]
 
     @property
     def durable_seq(self):
@@ -97,19 +98,37 @@ cdef class RingBuffer:
                 self._drop(TRIM_ROWS, self.capacity)
             self._base_seq[0] = durable
             self._trimmed_seq = durable
+            self._backlog_seq = durable
         elif durable - self._trimmed_seq >= TRIM_ROWS:
-            # Written pages stay in the page cache; only our mapping of them goes.
-            first = (self._trimmed_seq - self._base_seq[0]) & self._mask
-            last = (durable - self._base_seq[0]) & self._mask
-            if first < last:
-                self._drop(first, last)
-            else:
-                self._drop(first, self.capacity)
-                self._drop(0, last)
+            self._drop_rows(self._trimmed_seq, durable)
             self._trimmed_seq = durable
 
+    cdef void trim_backlog(self) noexcept:
+        """Take rows that will wait for long out of our resident memory; cheap when there are none.
+
+        A backlog is the whole file in the worst case; the flusher faults its pages in again.
+        """
+        cdef int64_t near = self._durable_seq[0] + 2 * TRIM_ROWS
+        if self.published_seq - self._backlog_seq < TRIM_ROWS:
+            return
+        if self._backlog_seq < near:
+            self._backlog_seq = min(near, self.published_seq)
+        self._drop_rows(self._backlog_seq, self.published_seq)
+        self._backlog_seq = self.published_seq
+
+    cdef void _drop_rows(self, int64_t first_seq, int64_t last_seq) noexcept:
+        cdef int64_t first = (first_seq - self._base_seq[0]) & self._mask
+        cdef int64_t last = (last_seq - self._base_seq[0]) & self._mask
+        if first_seq >= last_seq:
+            return
+        if first < last:
+            self._drop(first, last)
+        else:
+            self._drop(first, self.capacity)
+            self._drop(0, last)
+
     cdef void _drop(self, int64_t first, int64_t last) noexcept:
-        """Take slots first..last out of our resident memory (the file keeps them)."""
+        """Unmap the pages of slots first..last; the file, and so the page cache, keeps them."""
         if first < last:
             drop_pages(<char *>&self._rows[first], <char *>&self._rows[last])
 
@@ -138,6 +157,7 @@ cdef class RingBuffer:
                 row.checksum = tc_row_checksum(row)
                 torn += 1
         self.published_seq = last + 1
+        self._backlog_seq = last + 1
         self._drop(0, self.capacity)
         return torn
 
@@ -153,4 +173,5 @@ cdef class RingBuffer:
                 return i
             slot[0] = source[i]
             self.publish(slot)
+        self.trim_backlog()
         return len(rows)

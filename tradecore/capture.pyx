@@ -203,6 +203,7 @@ cdef class Capture:
     cdef int end_of_read(self) except -1:
         """Wake the flusher and report the high-water mark, once per socket read."""
         cdef int64_t pending = self.ring.published_seq - self.ring._durable_seq[0]
+        self.ring.trim_backlog()
         if pending >= self._wake_rows:
             self._wake_rows = INT64_MAX
             self._wake()

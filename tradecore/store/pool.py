@@ -81,6 +81,13 @@ def classify_connect_error(exc: BaseException) -> ConnectFailure:
                 f"the certificate of the database is not to be trusted ({exc.verify_message}):"
                 " name the right host, or the authority that signed it in sslrootcert",
             )
+        case ConnectionError() if "rejected SSL upgrade" in str(exc):
+            # asyncpg's own words: no SQLSTATE and no type tells it from a lost connection.
+            return ConnectFailure(
+                "fatal",
+                f"{exc}: DATABASE_URL asks for TLS (sslmode) and the server has none; switch ssl on"
+                " at the server, or take sslmode out of DATABASE_URL",
+            )
         case socket.gaierror() if exc.errno in _UNKNOWN_HOST:
             return ConnectFailure(
                 "fatal", f"the host of DATABASE_URL is unknown ({exc.strerror}): correct its name"
