@@ -14,7 +14,7 @@ import pytest
 from tradecore.errors import DataDirError
 from tradecore.store import osuser
 from tradecore.store.binaries import find_binaries
-from tradecore.store.embedded import EmbeddedPostgres
+from tradecore.store.embedded import EmbeddedPostgres, find_cause
 from tradecore.store.osuser import OsUser, let_through, open_for_reading
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")

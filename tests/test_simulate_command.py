@@ -52,6 +52,10 @@ def test_defaults_and_values() -> None:
         "--reorder-every=1",
         "--first-id=BTCUSDT=x",
         "--cut-after=-1",
+        "--port=65536",
+        "--port=-1",
+        "--rate=nan",
+        "--rate=inf",
     ],
 )
 def test_wrong_values_are_named(argument: str) -> None:

@@ -259,7 +259,7 @@ class EmbeddedPostgres:
         if answer.returncode != 0:
             raise DataDirError(
                 f"PostgreSQL could not make its cluster in {self._home}:"
-                f" {_cause(answer.stdout + answer.stderr)}"
+                f" {find_cause(answer.stdout + answer.stderr)}"
             )
         with (new / "postgresql.conf").open("a") as conf:
             conf.write("\n# Set by tradecore when it made this cluster; change what you like.\n")
@@ -376,7 +376,7 @@ class EmbeddedPostgres:
             return f"the disk of {self._home} is full"
         with self._log_file.open("rb") as output:
             output.seek(self._log_start)
-            return _cause(output.read().decode(errors="replace"))
+            return find_cause(output.read().decode(errors="replace"))
 
 
 class _ServerExitedError(Exception):
@@ -393,8 +393,12 @@ async def _finish(work: Coroutine[None, None, bool]) -> bool:
         raise
 
 
-def _cause(text: str) -> str:
-    """Return the first line of `text` that names an error, else its last one."""
+def find_cause(text: str) -> str:
+    """Return the first line of `text` that names an error, else its last one.
+
+    What the server answered to our own attempts to connect is not the cause of its end.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"(ERROR|FATAL|PANIC|error):", line)]
-    return (errors or lines[-1:] or ["its log is empty"])[0]
+    causes = [line for line in errors if "FATAL:  the database system is " not in line]
+    return (causes[:1] or errors[-1:] or lines[-1:] or ["its log is empty"])[0]
