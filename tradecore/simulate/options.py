@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,15 +98,19 @@ def options_from(args: argparse.Namespace) -> Options:
         raise UsageError("--rate must be 0 or more, --virtual-rate more than 0")
     if options.faults.reorder_every == 1:
         raise UsageError("--reorder-every must be 0 or at least 2")
-    negative = [
+    wrong = [
         f.name
         for group in (options, faults)
         for f in fields(group)
-        if f.name != "epoch" and isinstance(v := getattr(group, f.name), int | float) and v < 0
+        if f.name != "epoch"
+        and isinstance(v := getattr(group, f.name), int | float)
+        and not 0 <= v < inf  # catches nan as well
     ]
-    if negative:
-        name = negative[0].replace("_", "-")
-        raise UsageError(f"--{name} must not be negative")
+    if wrong:
+        name = wrong[0].replace("_", "-")
+        raise UsageError(f"--{name} must be a finite number of 0 or more")
+    if options.port > 65535:
+        raise UsageError(f"--port {options.port} is no port: use 1 to 65535, or 0 for any")
     if options.host != "localhost":
         try:
             loopback = ip_address(options.host).is_loopback
