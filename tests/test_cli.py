@@ -220,6 +220,18 @@ async def test_verify(connection: asyncpg.Connection, migrated_database: str) ->
     assert only.code == 0 and json.loads(only.out)["rows"] == 3
 
 
+@pytest.mark.parametrize("symbol", ["ETHUSD", "", "ETHUSDT,BTCUSDT"])
+async def test_verify_of_nothing_is_no_proof(
+    connection: asyncpg.Connection, migrated_database: str, symbol: str
+) -> None:
+    await record(connection, "ETHUSDT", 7, 9)
+    done = await tradecore("verify", "--symbol", symbol, DATABASE_URL=migrated_database)
+    assert done.code == errors.EXIT_USAGE
+    assert done.out == "" and done.err.startswith("tradecore: --symbol")
+    lower = await tradecore("verify", "--symbol", "ethusdt", DATABASE_URL=migrated_database)
+    assert lower.code == 0 and json.loads(lower.out)["rows"] == 3
+
+
 async def test_verify_on_a_terminal(
     connection: asyncpg.Connection, migrated_database: str, terminal: tuple[int, int]
 ) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tradecore import clock
-from tradecore.errors import EXIT_BUG, EXIT_OK, DataDirError, StoreError
+from tradecore.errors import EXIT_BUG, EXIT_OK, DataDirError, StoreError, UsageError
 from tradecore.settings import Settings, http_address
+from tradecore.values import symbols
 
 if TYPE_CHECKING:
     import asyncpg
@@ -84,13 +85,19 @@ async def migrate(settings: Settings, *, only_check: bool) -> int:
 
 
 async def verify(settings: Settings, *, symbol: str | None) -> int:
-    """Recount the table against the ledger; raises DifferenceError when they differ."""
+    """Recount the table against the ledger; raises DifferenceError when they differ.
+
+    UsageError for a `symbol` of which there is nothing: a misspelt one must not look proved.
+    """
     from tradecore.store.verify import verify as recount
 
+    symbol = None if symbol is None else _one_symbol(symbol)
     on_terminal = sys.stdout.isatty()
     async with open_database(settings) as connection:
         with _Progress(on_terminal) as progress:
             report = await recount(connection, symbol=symbol, progress=progress.show)
+    if symbol and not report.symbols:
+        raise UsageError(f"--symbol {symbol}: no trade of it is stored; check its spelling")
     if on_terminal:
         _print_report(report)
     else:
@@ -105,6 +112,15 @@ async def verify(settings: Settings, *, symbol: str | None) -> int:
         _print_json("verified", {**counts, "holes": len(report.holes)})
     report.raise_if_different()
     return EXIT_OK
+
+
+def _one_symbol(text: str) -> str:
+    """Return a symbol as SUPPORTED_SYMBOLS would have it; UsageError unless it is just one."""
+    try:
+        (symbol,) = symbols(text)
+    except ValueError:
+        raise UsageError(f"--symbol {text!r}: give one symbol, such as BTCUSDT") from None
+    return symbol
 
 
 class _Progress:
