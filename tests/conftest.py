@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from store_desk import Database
 
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.migrate import detect_level, migrate
@@ -143,3 +144,13 @@ async def pg_server(short_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def db(migrated_database: str) -> AsyncIterator[Database]:
+    """A fresh database with its sink; see `store_desk`."""
+    pool = await open_pool(migrated_database, 4)
+    conn = await asyncpg.connect(migrated_database)
+    yield Database(migrated_database, pool, conn)
+    await conn.close()
+    await asyncio.wait_for(pool.close(), 10)
