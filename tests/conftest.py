@@ -18,6 +18,7 @@ from store_desk import Database
 
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.migrate import detect_level, migrate
+from tradecore.store.pool import open_pool
 
 FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_connections": "60"}
 """Server settings for tests that kill no server."""
