@@ -5,6 +5,7 @@ import logging
 from bisect import bisect_left
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.plain_frames import KLINE, TICKER, Members, compact
@@ -12,6 +13,12 @@ from tradecore._fastparse import parse_event
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
 from tradecore.conflator import Conflator
 from tradecore.ring import Ring
+from tradecore.schema import (
+    FLAG_AFTER_REFUSED,
+    FLAG_BUYER_IS_MAKER,
+    FLAG_FIRST_OF_EPOCH,
+    FLAG_FIRST_OF_RUN,
+)
 
 BASE_MS = 1723161255343
 
@@ -61,7 +68,7 @@ def test_a_row_holds_what_the_frame_said(bench: Bench) -> None:
     bench.capture.feed(trade(12345678901), recv_ns=77, line=1, epoch=9)
     (row,) = bench.ring.peek(10)
     assert row.tolist()[:10] == (1, 12345678901, 901_25000000, 100000000, (BASE_MS - 1) * 1000, 77,
-                                 0, 0, 1, 9)  # fmt: skip
+                                 0, FLAG_FIRST_OF_RUN, 1, 9)  # fmt: skip
 
 
 def test_ids_seen_in_the_present_run_are_dropped_as_duplicates(bench: Bench) -> None:
@@ -107,6 +114,27 @@ def test_a_full_ring_refuses_and_the_hole_shows(bench: Bench) -> None:
     bench.feed(69, 70)
     assert bench.ids() == [69, 70], "a refused id is no duplicate when it comes again"
     assert (bench.count("gaps"), bench.count("missing")) == (1, 5)
+
+
+def test_rows_tell_what_came_before_them(bench: Bench) -> None:
+    for trade_id, epoch in ((2, 1), (4, 1), (6, 2)):
+        bench.capture.feed(trade(trade_id), epoch=epoch)
+    for trade_id in range(100, 200, 2):
+        bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
+    bench.capture.feed(trade(8), epoch=2)
+    for trade_id in range(200, 240, 2):
+        bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
+    bench.ring.release(64)
+    for trade_id in (10, 12):
+        bench.capture.feed(trade(trade_id), epoch=2)
+    for trade_id in (240, 242):
+        bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
+    noted = bench.ring.rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)
+    order = [int(i) for i in bench.ring.rows["trade_id"]]
+    flags = dict(zip(order, noted.tolist(), strict=True))
+    assert (flags[10], flags[12]) == (0, 0), "nothing of this symbol was refused"
+    assert (flags[240], flags[242]) == (FLAG_AFTER_REFUSED, 0)
+    assert (flags[6], flags[100 + 2 * 5]) == (FLAG_FIRST_OF_EPOCH, 0)
 
 
 def test_a_refused_frame_is_counted_and_logged_once(

@@ -399,3 +399,11 @@ async def test_health_has_a_time_limit() -> None:
     async with listening(handler) as port:
         done = await tradecore("health", HTTP_PORT=port)
     assert done == (1, f"not ready: http://127.0.0.1:{port}/ready does not answer: timed out\n", "")
+
+
+@pytest.mark.parametrize("arguments", [("verify",), ("migrate", "--check")])
+async def test_looking_makes_no_database(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = await tradecore(*arguments, DATA_DIR=str(tmp_path / "data"))
+    assert done.code == errors.EXIT_DATABASE
+    assert "`tradecore run` makes one" in done.err
+    assert not (tmp_path / "data" / "postgres").exists()

@@ -267,6 +267,7 @@ async def test_kill_9_at_random_points_leaves_only_true_rows_and_a_true_ledger(
                     assert proof.equal == proof.sent, proof
             holes = await conn.fetch("SELECT * FROM trade_gaps WHERE state = 'open'")
             assert holes, "trades were printed while the daemon was dead"
+            assert {hole["cause"] for hole in holes} == {"restart"}
             count = await conn.fetchval(
                 "SELECT count(*) - count(DISTINCT symbol) FROM trade_coverage"
             )
@@ -384,3 +385,5 @@ async def test_a_full_ring_refuses_a_known_hole_and_recovers(
                 "SELECT sum(last_id - first_id + 1) FROM trade_gaps WHERE state = 'open'"
             )
             assert missing >= refused
+            causes = await conn.fetch("SELECT DISTINCT cause FROM trade_gaps")
+            assert [row["cause"] for row in causes] == ["overload"]

@@ -19,6 +19,7 @@ from tradecore.conflator import Conflator
 from tradecore.errors import TransientStoreError
 from tradecore.flusher import MAX_BATCH_ROWS, Flusher, FlushPolicy
 from tradecore.ring import Ring
+from tradecore.schema import TRADE_DTYPE
 
 
 @dataclass
@@ -36,11 +37,12 @@ class GatedSink:
         self.gate.set()
         self.failures: list[TransientStoreError] = []
         self.batches: list[list[int]] = []
+        self.causes: list[str] = []
         self.tickers: list[int] = []
         self.klines: list[int] = []
         self.waiting = 0
 
-    async def write_trades(self, rows: NDArray[np.void]) -> Result:
+    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> Result:
         self.waiting += 1
         try:
             await self.gate.wait()
@@ -49,6 +51,7 @@ class GatedSink:
         if self.failures:
             raise self.failures.pop()
         self.batches.append(rows["trade_id"].tolist())
+        self.causes.append(hole_cause)
         return Result(len(rows))
 
     async def write_tickers(self, rows: NDArray[np.void]) -> Result:
@@ -78,10 +81,10 @@ class Desk:
     def _count(self) -> None:
         self.released += 1
 
-    def feed(self, first_id: int, count: int) -> None:
+    def feed(self, first_id: int, count: int, epoch: int = 1) -> None:
         now_ns = clock.wall_ns()
         for trade_id in range(first_id, first_id + count):
-            self.capture.feed(trade(trade_id), recv_ns=now_ns)
+            self.capture.feed(trade(trade_id), recv_ns=now_ns, epoch=epoch)
 
 
 @asynccontextmanager
@@ -215,3 +218,28 @@ async def test_latency_and_size_histograms_count_rows_and_batches(tmp_path: Path
         assert (sum(stats.rows_counts), stats.rows_sum) == (1, 10)
         assert sum(stats.duration_counts) == 1
         assert stats.trades_stored == 10
+
+
+async def test_the_cause_of_a_hole_is_told_from_what_happened_before_it(tmp_path: Path) -> None:
+    left = Ring(tmp_path / "ring", 1024)
+    left.intern("BTCUSDT")
+    row = np.zeros(1, TRADE_DTYPE)
+    row["epoch"] = 9
+    left.append(row)
+    async with desk(tmp_path, rows=5, age_s=0.02) as one:
+        await until(lambda: one.ring.pending == 0)
+        for first_id, epoch in ((10, 1), (20, 1), (30, 3), (40, 3), (50, 2)):
+            one.feed(first_id, 5, epoch)
+            await until(lambda: one.ring.pending == 0)
+        one.sink.gate.clear()
+        one.feed(60, 1024 + 7)
+        one.sink.gate.set()
+        await until(lambda: one.ring.pending == 0)
+        one.feed(2000, 5)
+        await until(lambda: one.ring.pending == 0)
+        one.feed(3000, 5)
+        await until(lambda: one.ring.pending == 0)
+        assert one.sink.causes[:6] == [
+            "unknown", "restart", "unknown", "disconnect", "unknown", "disconnect",
+        ]  # fmt: skip
+        assert one.sink.causes[-2:] == ["overload", "unknown"]

@@ -4,6 +4,9 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     FLAG_BUYER_IS_MAKER = 1
     FLAG_VOID = 2
+    FLAG_AFTER_REFUSED = 4
+    FLAG_FIRST_OF_RUN = 8
+    FLAG_FIRST_OF_EPOCH = 16
     FLAG_CLOSED = 1
     SYMBOL_MAX_BYTES = 40
 

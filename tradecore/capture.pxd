@@ -15,6 +15,10 @@ ctypedef struct track_t:
     int64_t run_last
     int64_t received
     int64_t last_trade_us
+    # Refused for a full ring since the last one that found room.
+    int64_t refused
+    # Of the connection that brought the last one; 0 before the first.
+    uint32_t epoch
 
 ctypedef struct counters_t:
     int64_t frames

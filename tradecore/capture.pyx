@@ -22,7 +22,12 @@ from tradecore._event cimport (
     UNKNOWN_SYMBOL,
 )
 from tradecore._fastparse cimport parse_event_c
-from tradecore._rows cimport trade_row_t
+from tradecore._rows cimport (
+    FLAG_AFTER_REFUSED,
+    FLAG_FIRST_OF_EPOCH,
+    FLAG_FIRST_OF_RUN,
+    trade_row_t,
+)
 
 
 cdef extern from * nogil:
@@ -140,6 +145,7 @@ cdef class Capture:
         if slot == NULL:
             # Refused, never overwritten: the next trade that finds room shows the hole.
             self._count.ring_full += 1
+            track.refused += 1
             return
         slot.trade_id = trade_id
         slot.price_e8 = trade.price_e8
@@ -148,6 +154,12 @@ cdef class Capture:
         slot.recv_ns = recv_ns
         slot.symbol_id = trade.symbol_id
         slot.flags = trade.flags
+        if track.refused:
+            slot.flags |= FLAG_AFTER_REFUSED
+            track.refused = 0
+        if track.epoch != epoch:
+            slot.flags |= FLAG_FIRST_OF_EPOCH if track.epoch else FLAG_FIRST_OF_RUN
+            track.epoch = epoch
         slot.line = line
         slot.epoch = epoch
         self.ring.publish(slot)

@@ -25,10 +25,13 @@ _SHOWN_DIFFERENCES = 20
 
 
 @asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator["asyncpg.Connection"]:
+async def open_database(
+    settings: Settings, *, make: bool = False
+) -> AsyncIterator["asyncpg.Connection"]:
     """Connect to DATABASE_URL, or to the embedded database, which is started when none runs it.
 
-    A running daemon keeps its server: it is used and left alone. Raises StoreError or DataDirError.
+    A running daemon keeps its server: it is used and left alone. With `make` an embedded database
+    that is not there is made. Raises StoreError or DataDirError.
     """
     import asyncpg
 
@@ -38,7 +41,7 @@ async def open_database(settings: Settings) -> AsyncIterator["asyncpg.Connection
         if settings.database_url:
             dsn = settings.database_url.reveal()
         else:
-            dsn = await _start_embedded(settings, stack)
+            dsn = await _start_embedded(settings, stack, make=make)
         connection = await connect(dsn)
         stack.push_async_callback(connection.close, timeout=5)
         try:
@@ -47,10 +50,15 @@ async def open_database(settings: Settings) -> AsyncIterator["asyncpg.Connection
             raise StoreError(f"the database broke off: {error}; try again") from error
 
 
-async def _start_embedded(settings: Settings, stack: AsyncExitStack) -> str:
+async def _start_embedded(settings: Settings, stack: AsyncExitStack, *, make: bool) -> str:
     from tradecore.datadir import DataDir
     from tradecore.store.embedded import EmbeddedPostgres
 
+    if not make and not (settings.data_dir / "postgres" / "cluster").exists():
+        raise StoreError(
+            f"DATA_DIR {settings.data_dir} holds no database yet and DATABASE_URL is not set:"
+            " `tradecore run` makes one"
+        )
     server = EmbeddedPostgres(settings.data_dir)
     try:
         stack.callback(DataDir(settings.data_dir).close)
@@ -68,7 +76,7 @@ async def migrate(settings: Settings, *, only_check: bool) -> int:
     from tradecore.store.migrate import check
     from tradecore.store.migrate import migrate as apply
 
-    async with open_database(settings) as connection:
+    async with open_database(settings, make=not only_check) as connection:
         if only_check:
             state = await check(connection)
             state.raise_unusable()

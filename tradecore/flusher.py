@@ -23,7 +23,9 @@ from tradecore.backoff import Backoff
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
 from tradecore.errors import TransientStoreError
+from tradecore.log import once_per
 from tradecore.ring import Ring
+from tradecore.schema import FLAG_AFTER_REFUSED, FLAG_FIRST_OF_EPOCH, FLAG_FIRST_OF_RUN
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class WriteResult(Protocol):
 class Sink(Protocol):
     """Where rows go; raises TransientStoreError when they have to be offered again."""
 
-    async def write_trades(self, rows: NDArray[np.void]) -> WriteResult: ...
+    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> WriteResult: ...
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_klines(self, rows: NDArray[np.void]) -> WriteResult: ...
 
@@ -140,6 +142,20 @@ class FlushStats:
         self.latency_sum_ns += total_ns
 
 
+def hole_cause(rows: NDArray[np.void]) -> str:
+    """Tell why a batch opens a hole, if it does, from what capture noted on its rows.
+
+    `overload`: the ring had refused trades. `restart`: rows of this run follow those of an earlier
+    one. `disconnect`: another connection brought rows. `unknown`: none of these.
+    """
+    flags = int(np.bitwise_or.reduce(rows["flags"]))
+    if flags & FLAG_AFTER_REFUSED:
+        return "overload"
+    if flags & FLAG_FIRST_OF_RUN:
+        return "restart"
+    return "disconnect" if flags & FLAG_FIRST_OF_EPOCH else "unknown"
+
+
 class Flusher:
     """Owns the consumer's side of the ring; `run` it until `drain`."""
 
@@ -185,9 +201,8 @@ class Flusher:
                     return
                 continue
             began_ns = clock.mono_ns()
-            result = await self._attempt(
-                "trades", len(rows), self._sink.write_trades(rows), backoff
-            )
+            write = self._sink.write_trades(rows, hole_cause=hole_cause(rows))
+            result = await self._attempt("trades", len(rows), write, backoff)
             if result is not None:
                 self.stats.observe_flush(rows, result, began_ns)
                 self._ring.release(len(rows))
@@ -268,7 +283,9 @@ class Flusher:
             "pending": self._ring.pending,
         }
         if error.fatal_looking:
-            log.error("the database refuses writes; rows wait in the ring", extra=extra)
+            once_per(log, error.reason).error(
+                "the database refuses writes; rows wait in the ring", extra=extra
+            )
         elif not self.stats.away_since_ns:
             log.warning("write failed and is tried again; rows wait in the ring", extra=extra)
         else:

@@ -53,11 +53,12 @@ class Ring(RingBuffer):
         cannot be made, is damaged or was written by another layout.
         """
         self.path = path
-        if not path.exists():
+        fresh = not path.exists()
+        if fresh:
             _create(path, capacity)
         self._mapped, found = _open(path)
         super().__init__(self._mapped, ROWS_AT, BASE_AT, DURABLE_AT, found)
-        self.torn = self.recover()
+        self.torn = 0 if fresh else self.recover()
         if self.pending == 0 and found != capacity:
             next_seq = self.published_seq
             _create(path, capacity, next_seq)
@@ -65,7 +66,7 @@ class Ring(RingBuffer):
             super().__init__(self._mapped, ROWS_AT, BASE_AT, DURABLE_AT, found)
         elif found != capacity:
             log.warning(
-                "the ring keeps its capacity until its rows are stored; restart to change it",
+                "the ring keeps its capacity until its rows are stored; then restart to change it",
                 extra={"capacity": found, "wanted": capacity, "pending": self.pending},
             )
         self.recovered = self.pending
@@ -141,6 +142,7 @@ class Ring(RingBuffer):
 def _create(path: Path, capacity: int, next_seq: int = 1) -> None:
     """Make an empty ring file beside `path` and move it there."""
     size = ROWS_AT + capacity * TRADE_DTYPE.itemsize
+    log.info("allocating the ring", extra={"path": str(path), "mib": size >> 20})
     header = HEADER.pack(MAGIC, LAYOUT_VERSION, DTYPE_CHECKSUM, capacity, next_seq, next_seq, 0)
     temporary = path.with_suffix(".new")
     try:

@@ -22,6 +22,12 @@ FLAG_BUYER_IS_MAKER = 1
 """The venue's `m`: the buyer rested in the book, so the taker sold."""
 FLAG_VOID = 2
 """A slot that was torn by a crash of the host; it holds no trade and is skipped."""
+FLAG_AFTER_REFUSED = 4
+"""The trades of the symbol just before this one were refused because the ring was full."""
+FLAG_FIRST_OF_RUN = 8
+"""The first trade of the symbol since the daemon started."""
+FLAG_FIRST_OF_EPOCH = 16
+"""The first trade of the symbol that another connection brought than the one before."""
 FLAG_CLOSED = 1
 """Kline rows only: the venue's `x`, this candle is final."""
 

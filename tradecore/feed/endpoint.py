@@ -47,7 +47,7 @@ _HINTS = {
 }
 
 _wire_log = logging.getLogger(f"{__name__}.wire")
-_wire_log.setLevel(logging.WARNING)  # picows tells every connect at INFO; we tell it ourselves
+_wire_log.setLevel(logging.CRITICAL)  # what picows tells there the session tells with its cause
 
 
 class UpgradeRefusedError(VenueError):

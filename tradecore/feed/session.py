@@ -125,6 +125,7 @@ class Session:
         self._gone = asyncio.Event()
         self._request_id = 0
         self._reply: control.Reply | None = None
+        self._answers = True  # until the venue proves that it answers no request but sends data
         self._sent_ns = 0
         self._heard_ns = 0  # from when on silence counts, apart from data
         self._ticked_ns = 0
@@ -246,7 +247,7 @@ class Session:
         while todo:
             batch = todo.popleft()
             reply = await self._request("SUBSCRIBE", batch)
-            if reply is not None and reply.error is None:
+            if not self._answers or (reply is not None and reply.error is None):
                 continue
             if reply is not None and reply.error and reply.error.code == control.INVALID_REQUEST:
                 if len(batch) > 1:  # one wrong stream spoils the batch: look for it
@@ -275,8 +276,9 @@ class Session:
         cause = error or "no reply"
         listed = await self._request("LIST_SUBSCRIPTIONS", None)
         if error is None and listed is None and self._listener.data_frames:
+            self._answers = False
             log.warning(
-                "the venue answers no request but sends data; carrying on",
+                "the venue answers no request but sends data; carrying on without replies",
                 extra={"connection": self._plan.name, "streams": len(batch)},
             )
             return
@@ -303,7 +305,8 @@ class Session:
             WSMsgType.TEXT, subscriptions.request(method, streams, self._request_id)
         )
         self._sent_ns = clock.mono_ns()
-        await self._wait(self._timing.reply_s, for_reply=True)
+        if self._answers:
+            await self._wait(self._timing.reply_s, for_reply=True)
         return self._reply
 
     async def _watch(self) -> Never:

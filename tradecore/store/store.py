@@ -128,9 +128,9 @@ class Store:
         assert self._sink is not None
         return self._sink
 
-    async def write_trades(self, rows: NDArray[np.void]) -> WriteResult:
+    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> WriteResult:
         """Store trades exactly once; see `Sink.write_trades`."""
-        return await (await self._opened()).write_trades(rows)
+        return await (await self._opened()).write_trades(rows, hole_cause=hole_cause)
 
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult:
         """Upsert tickers; see `Sink.write_tickers`."""
