@@ -117,24 +117,23 @@ def test_a_full_ring_refuses_and_the_hole_shows(bench: Bench) -> None:
 
 
 def test_rows_tell_what_came_before_them(bench: Bench) -> None:
-    for trade_id, epoch in ((2, 1), (4, 1), (6, 2)):
+    def notes() -> dict[int, int]:
+        rows = bench.ring.peek(64)
+        flags = rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)
+        return dict(zip(rows["trade_id"].tolist(), flags.tolist(), strict=True))
+
+    for trade_id, epoch in ((2, 1), (4, 1), (6, 2), (8, 2)):
         bench.capture.feed(trade(trade_id), epoch=epoch)
-    for trade_id in range(100, 200, 2):
+    for trade_id in range(100, 200):
         bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
-    bench.capture.feed(trade(8), epoch=2)
-    for trade_id in range(200, 240, 2):
-        bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
+    noted = notes()
+    assert [noted[i] for i in (2, 4, 6, 8)] == [FLAG_FIRST_OF_RUN, 0, FLAG_FIRST_OF_EPOCH, 0]
+    assert (noted[100], noted[101]) == (FLAG_FIRST_OF_RUN, 0)
     bench.ring.release(64)
-    for trade_id in (10, 12):
-        bench.capture.feed(trade(trade_id), epoch=2)
+    bench.capture.feed(trade(10), epoch=2)
     for trade_id in (240, 242):
         bench.capture.feed(trade(trade_id, "ETHUSDT"), epoch=2)
-    noted = bench.ring.rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)
-    order = [int(i) for i in bench.ring.rows["trade_id"]]
-    flags = dict(zip(order, noted.tolist(), strict=True))
-    assert (flags[10], flags[12]) == (0, 0), "nothing of this symbol was refused"
-    assert (flags[240], flags[242]) == (FLAG_AFTER_REFUSED, 0)
-    assert (flags[6], flags[100 + 2 * 5]) == (FLAG_FIRST_OF_EPOCH, 0)
+    assert notes() == {10: 0, 240: FLAG_AFTER_REFUSED, 242: 0}, "of ETHUSDT some were refused"
 
 
 def test_a_refused_frame_is_counted_and_logged_once(
