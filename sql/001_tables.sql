@@ -4,8 +4,8 @@
 -- the lines after it are meant: native daily partitions or hypertables. Everything goes into the
 -- default schema of the connection.
 
--- One row per trade, exactly once. The sole unique key leads with the time, because a key that
--- only ever appends takes 0.78 M rows/s and 41 bytes a row (0.49 M and 70 with the symbol first).
+-- One row per trade, exactly once. The sole unique key leads with the time: a key that only ever
+-- appends loads faster and stays smaller than one with the symbol first.
 CREATE TABLE raw_trades (
     timestamp   timestamptz      NOT NULL,  -- the venue's trade time, microseconds
     symbol      text COLLATE "C" NOT NULL,
