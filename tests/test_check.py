@@ -281,7 +281,7 @@ async def test_a_venue_that_is_not_there(settings: Settings, venue: Venue) -> No
 
 
 async def test_a_venue_without_streams(settings: Settings) -> None:
-    wrong = replace(settings, websocket_url=settings.websocket_url + "/nothing")
+    wrong = replace(settings, websocket_urls=(settings.websocket_urls[0] + "/nothing",))
     found = about(await findings(wrong), "venue")
     assert [finding.grade for finding in found] == ["ok", "fail"]
     assert found[1].exit_code == errors.EXIT_VENUE

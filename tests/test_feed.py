@@ -30,7 +30,7 @@ FAST = Timing(connect_s=5.0, reply_s=2.0, frame_gap_s=0.02, settle_s=0.1, tick_s
 
 def settings(venue: Venue, **changes: Any) -> Settings:
     defaults = load({"RECONNECT_DELAY": "10", "MAX_RECONNECT_DELAY": "50"})
-    return replace(defaults, websocket_url=venue.url, **changes)
+    return replace(defaults, websocket_urls=(venue.url,), **changes)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ async def test_against_the_simulated_exchange(tmp_path: Path) -> None:
         def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
             return FrameListener(capture, owner, line, epoch)
 
-        here = replace(settings(Venue()), websocket_url=exchange.ws, symbols=wanted)
+        here = replace(settings(Venue()), websocket_urls=(exchange.ws,), symbols=wanted)
         async with Running(Feed(here, factory, timing=replace(FAST, frame_gap_s=0.5))) as feed:
             await eventually(lambda: feed.live == 1, 20)
             await eventually(lambda: feed.describe()[0].connects >= 2, 20)

@@ -30,7 +30,7 @@ def test_defaults() -> None:
     assert settings.db_pool_size == 20
     assert settings.batch_size == 100
     assert settings.batch_timeout_ms == 1000
-    assert settings.websocket_url == "wss://stream.binance.com:9443"
+    assert settings.websocket_urls == ("wss://stream.binance.com:9443",)
     assert settings.rest_url == "https://api.binance.com"
     assert settings.symbols == (
         *("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "ADAUSDT", "XRPUSDT", "DOGEUSDT"),
@@ -71,7 +71,7 @@ def test_the_seeds_settings_are_taken_as_they_stand() -> None:
             "LOG_FORMAT": "json",
         }
     )
-    assert settings.websocket_url == "wss://stream.binance.com:9443"
+    assert settings.websocket_urls == ("wss://stream.binance.com:9443",)
     assert settings.log_level == "debug"
 
 
@@ -82,9 +82,11 @@ def test_every_wrong_value_in_one_go() -> None:
         "STREAMS": "kline",
         "BINANCE_WEBSOCKET_URL": "stream.binance.com",
         "BINANCE_REST_URL": "http://api.binance.com",
+        "BINANCE_DUMP_URL": "ftp://data.binance.vision",
         "FEED_LINES": "3",
         "RECONNECT_DELAY": "1s",
         "MAX_RECONNECT_DELAY": "-1",
+        "CONNECTION_MAX_AGE": "25h",
         "DATA_DIR": "~nobody-of-this-name/data",
         "RING_CAPACITY": "1000000",
         "BATCH_SIZE": "0",
@@ -92,6 +94,8 @@ def test_every_wrong_value_in_one_go() -> None:
         "DB_POOL_SIZE": "twenty",
         "AUTO_MIGRATE": "maybe",
         "BACKFILL_MAX_AGE": "24",
+        "SHARDS": "1025",
+        "NODE_NAME": "a b",
         "RETENTION": "2 decades",
         "COMPRESS_AFTER": "5 min",
         "HTTP_HOST": "not a host",
@@ -101,13 +105,50 @@ def test_every_wrong_value_in_one_go() -> None:
         "LOG_LEVEL": "loud",
         "LOG_FORMAT": "xml",
     }
-    assert wrong.keys() == {variable.name for variable in VARIABLES.values()}
+    others = {variable.name for variable in VARIABLES.values()} - {"SETTINGS_FILE"}
+    assert wrong.keys() == others
     del wrong["BATCH_SIZE"]
-    found = problems(**wrong, BATCH_SIZ="1")
-    assert [line.split(" ")[0] for line in found] == ["BATCH_SIZ", *wrong]
+    found = problems(**wrong, BATCH_SIZ="1", SETTINGS_FILE="/nowhere/tradecore.env")
+    assert [line.split(" ")[0] for line in found] == ["SETTINGS_FILE", "BATCH_SIZ", *wrong]
     assert not any("hunter2" in line for line in found)
-    assert "did you mean kline_1m?" in found[3]
+    assert "did you mean kline_1m?" in found[4]
     assert "the next one is 1048576" in "".join(found)
+
+
+def test_settings_file_wins_over_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "tradecore.env"
+    path.write_text(
+        "# symbols of this host\n\nexport SUPPORTED_SYMBOLS = ETHUSDT,BTCUSDT\nLOG_LEVEL='debug'\n"
+    )
+    environ = {"SETTINGS_FILE": str(path), "SUPPORTED_SYMBOLS": "BNBUSDT", "BATCH_SIZE": "7"}
+    settings = load(environ)
+    assert settings.symbols == ("ETHUSDT", "BTCUSDT")
+    assert (settings.log_level, settings.batch_size) == ("debug", 7)
+    path.write_text("SUPPORTED_SYMBOLS=SOLUSDT\nHTTP_PORT=4000")
+    assert load(environ).symbols == ("SOLUSDT",)
+    assert http_address(environ) == ("127.0.0.1", 4000)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("SUPPORTED_SYMBOLS", "line 1: give NAME=value"),
+        ("LANG=C\n=x", "line 2: give NAME=value"),
+        ("", "is empty"),
+        ("LOG_LEVEL=loud", "LOG_LEVEL is 'loud'"),
+        ("LOG_LEVLE=info", "did you mean LOG_LEVEL?"),
+    ],
+)
+def test_settings_file_refused(tmp_path: Path, text: str, right: str) -> None:
+    path = tmp_path / "tradecore.env"
+    path.write_text(text)
+    assert right in problem(SETTINGS_FILE=str(path))
+
+
+def test_several_websocket_urls() -> None:
+    settings = load({"BINANCE_WEBSOCKET_URL": "wss://a/ws, wss://b:9443 ,wss://a/stream"})
+    assert settings.websocket_urls == ("wss://a", "wss://b:9443")
+    assert "wss://" in problem(BINANCE_WEBSOCKET_URL="wss://a,b")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +256,7 @@ def test_addresses_that_a_container_platform_writes_raise_no_alarm() -> None:
     ],
 )
 def test_websocket_url_is_cut_to_its_base(given: str, base: str) -> None:
-    assert load({"BINANCE_WEBSOCKET_URL": given}).websocket_url == base
+    assert load({"BINANCE_WEBSOCKET_URL": given}).websocket_urls == (base,)
 
 
 @pytest.mark.parametrize(

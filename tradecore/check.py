@@ -273,7 +273,8 @@ async def _venue(settings: Settings) -> AsyncIterator[Finding]:
     except (KeyError, TypeError, ValueError) as error:
         text = f"{settings.rest_url} does not answer as the venue does ({error!r})"
         yield _unreachable(text, "BINANCE_REST_URL")
-    yield await _websocket(settings)
+    for url in settings.websocket_urls:
+        yield await _websocket(url)
 
 
 class _RefusedError(Exception):
@@ -322,13 +323,13 @@ def _symbols(settings: Settings, info: Any) -> Iterator[Finding]:
         yield Finding("ok", "symbols", f"trading: {trading} of {trading}")
 
 
-async def _websocket(settings: Settings) -> Finding:
+async def _websocket(url: str) -> Finding:
     """Open and close a connection in the very way that the feed does."""
     from picows import WSListener
 
     from tradecore.feed.endpoint import Endpoint
 
-    endpoint = Endpoint.parse(settings.websocket_url)
+    endpoint = Endpoint.parse(url)
     begin_ns = clock.mono_ns()
     try:
         transport, _ = await endpoint.open(WSListener, VENUE_LIMIT_S)
@@ -336,5 +337,5 @@ async def _websocket(settings: Settings) -> Finding:
         transport.disconnect()
         await asyncio.wait_for(transport.wait_disconnected(), VENUE_LIMIT_S)
     except (OSError, TradecoreError) as error:
-        return _unreachable(f"{settings.websocket_url}: {error}", "BINANCE_WEBSOCKET_URL")
-    return Finding("ok", "venue", f"{settings.websocket_url} takes connections ({took_ms:.0f} ms)")
+        return _unreachable(f"{url}: {error}", "BINANCE_WEBSOCKET_URL")
+    return Finding("ok", "venue", f"{url} takes connections ({took_ms:.0f} ms)")

@@ -92,18 +92,25 @@ class Settings:
     streams: tuple[str, ...] = _env(
         "STREAMS", "trade,ticker,kline_1m", "streams of each symbol", values.streams
     )
-    websocket_url: str = _env(
+    websocket_urls: tuple[str, ...] = _env(
         "BINANCE_WEBSOCKET_URL",
         "wss://stream.binance.com:9443",
-        "the venue's streams, with or without /ws or /stream at the end",
-        values.base_url("wss", "ws", "/ws", "/stream"),
+        "the venue's streams, with or without /ws or /stream at the end; commas between several",
+        values.several(values.base_url("wss", "ws", "/ws", "/stream")),
     )
-    """Base without a path."""
+    """Bases without a path, the preferred one first."""
     rest_url: str = _env(
         "BINANCE_REST_URL",
         "https://api.binance.com",
         "the venue's REST interface, with or without /api/v3 at the end",
         values.base_url("https", "http", "/api", "/api/v3"),
+    )
+    """Base without a path."""
+    dump_url: str = _env(
+        "BINANCE_DUMP_URL",
+        "https://data.binance.vision",
+        "the venue's daily files of trades, for holes that are too old for its REST interface",
+        values.base_url("https", "http"),
     )
     """Base without a path."""
     feed_lines: int = _env(
@@ -120,6 +127,18 @@ class Settings:
         "30000",
         "milliseconds between two attempts at most",
         values.whole(1, 3_600_000),
+    )
+    connection_max_age_s: int = _env(
+        "CONNECTION_MAX_AGE",
+        "23h",
+        "age at which a connection is replaced without a break; the venue cuts at 24 hours",
+        values.duration(5, DAY_S, "23h"),
+    )
+    settings_file: Path | None = _env(
+        "SETTINGS_FILE",
+        "",
+        "file of NAME=value lines that win over the environment; SIGHUP reads it again",
+        values.folder,
     )
     data_dir: Path = _env(
         "DATA_DIR", "./data", "folder of the ring and of the own database", values.folder
@@ -152,6 +171,19 @@ class Settings:
         values.duration(60, 10 * YEAR_S, "24h", off=0),
     )
     """0 = never fill."""
+    shards: int = _env(
+        "SHARDS",
+        "0",
+        "parts into which the symbols fall when several daemons share them; 0 = all are ours",
+        values.whole(0, 1024),
+    )
+    node_name: str = _env(
+        "NODE_NAME",
+        "",
+        "name of this daemon among those that share the symbols; unset = host and DATA_DIR",
+        values.name,
+        unset="",
+    )
     retention_s: int | None = _env(
         "RETENTION",
         "2 years",
@@ -210,7 +242,12 @@ def load(environ: Mapping[str, str]) -> Settings:
     An empty value counts as unset.
     """
     read: dict[str, Any] = {}
-    problems = list(_misspelt(environ))
+    problems = []
+    try:
+        environ = _with_file(environ)
+    except ValueError as error:
+        problems.append(str(error))
+    problems += _misspelt(environ)
     for name, variable in VARIABLES.items():
         try:
             read[name] = _read(variable, environ)
@@ -225,6 +262,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 def http_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return only HTTP_HOST and HTTP_PORT, for the health probe; raise `SettingsError`."""
     try:
+        environ = _with_file(environ)
         return (
             _read(VARIABLES["http_host"], environ),
             _read(VARIABLES["http_port"], environ),
@@ -241,6 +279,26 @@ def describe() -> str:
         f"  {'':<{width}}  [{variable.default or 'unset'}]"
         for variable in VARIABLES.values()
     )
+
+
+def _with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Lay the lines of SETTINGS_FILE over the environment: NAME=value, as systemd reads them."""
+    path = _plain_text("SETTINGS_FILE", environ)
+    if not path:
+        return environ
+    given: dict[str, str] = {}
+    for number, line in enumerate(_file_text("SETTINGS_FILE", Path(path)).splitlines(), 1):
+        text = line.strip()
+        if not text or text[0] in "#;":
+            continue
+        name, equals, value = text.removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise ValueError(f"SETTINGS_FILE {path}, line {number}: give NAME=value")
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        given[name] = value
+    return {**environ, **given}
 
 
 def _read(variable: Variable, environ: Mapping[str, str]) -> Any:

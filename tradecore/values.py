@@ -72,18 +72,24 @@ def capacity(text: str) -> int:
     return rows
 
 
-def duration(low_s: int, high_s: int, example: str, off: int | None) -> Callable[[str], Any]:
-    """Accept a count with a unit, as seconds, or the word off, as `off`."""
+_NO_OFF = -1
+
+
+def duration(
+    low_s: int, high_s: int, example: str, off: int | None = _NO_OFF
+) -> Callable[[str], Any]:
+    """Accept a count with a unit, as seconds, or, where `off` is given, the word off as `off`."""
     bounds = f"from {spoken(low_s)} to {spoken(high_s)}"
+    or_off = "" if off == _NO_OFF else ", or off"
 
     def parse(text: str) -> int | None:
-        if text.lower() == "off":
+        if or_off and text.lower() == "off":
             return off
         match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]+)", text.lower(), re.ASCII)
         unit_s = _UNIT_SECONDS.get(match[2]) if match else None
         if match and unit_s and low_s <= int(match[1]) * unit_s <= high_s:
             return int(match[1]) * unit_s
-        raise ValueError(f"give a duration with its unit {bounds}, such as {example}, or off")
+        raise ValueError(f"give a duration with its unit {bounds}, such as {example}{or_off}")
 
     return parse
 
@@ -175,6 +181,22 @@ def base_url(secure: str, plain: str, *endings: str) -> Callable[[str], str]:
         return f"{parts.scheme}://{shown}" + (f":{port}" if port is not None else "")
 
     return parse
+
+
+def several(parse_one: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """Accept what `parse_one` accepts, once or several times with commas between."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(parse_one(item) for item in _list(text) or [""]))
+
+    return parse
+
+
+def name(text: str) -> str:
+    """Accept a short name of letters, digits, dots and dashes."""
+    if re.fullmatch(r"[\w.\-]{1,64}", text):
+        return text
+    raise ValueError("give 1 to 64 letters, digits, dots, dashes or underscores")
 
 
 def is_loopback(host: str) -> bool:

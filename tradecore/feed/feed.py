@@ -33,7 +33,7 @@ class Feed:
     ) -> None:
         if settings.feed_lines != 1:
             raise SettingsError([f"FEED_LINES: {settings.feed_lines} is not supported yet; use 1"])
-        endpoint = Endpoint.parse(settings.websocket_url)
+        endpoint = Endpoint.parse(settings.websocket_urls[0])
         budget = AttemptBudget()
         epochs = itertools.count(1)
         self.connections = tuple(
