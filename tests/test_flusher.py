@@ -19,7 +19,6 @@ from tradecore.conflator import Conflator
 from tradecore.errors import TransientStoreError
 from tradecore.flusher import MAX_BATCH_ROWS, Flusher, FlushPolicy
 from tradecore.ring import Ring
-from tradecore.schema import TRADE_DTYPE
 
 
 @dataclass
@@ -27,6 +26,7 @@ class Result:
     stored: int
     duplicate: int = 0
     parked: int = 0
+    opened: tuple[tuple[str, int, int], ...] = ()
 
 
 class GatedSink:
@@ -37,12 +37,12 @@ class GatedSink:
         self.gate.set()
         self.failures: list[TransientStoreError] = []
         self.batches: list[list[int]] = []
-        self.causes: list[str] = []
+        self.opens: list[tuple[str, int, int]] = []
         self.tickers: list[int] = []
         self.klines: list[int] = []
         self.waiting = 0
 
-    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> Result:
+    async def write_trades(self, rows: NDArray[np.void]) -> Result:
         self.waiting += 1
         try:
             await self.gate.wait()
@@ -51,8 +51,8 @@ class GatedSink:
         if self.failures:
             raise self.failures.pop()
         self.batches.append(rows["trade_id"].tolist())
-        self.causes.append(hole_cause)
-        return Result(len(rows))
+        opened, self.opens = self.opens, []
+        return Result(len(rows), opened=tuple(opened))
 
     async def write_tickers(self, rows: NDArray[np.void]) -> Result:
         if self.failures:
@@ -74,8 +74,11 @@ class Desk:
         self.capture = Capture(self.ring, self.ring.symbols, self.conflator)
         self.sink = GatedSink()
         self.released = 0
+        self.told: list[tuple[int, tuple[str, int, int]]] = []
         self.flusher = Flusher(
-            self.ring, self.capture, self.conflator, self.sink, policy, after_release=self._count
+            *(self.ring, self.capture, self.conflator, self.sink, policy),
+            after_release=self._count,
+            on_opened=lambda holes: self.told.extend((self.ring.pending, hole) for hole in holes),
         )
 
     def _count(self) -> None:
@@ -220,26 +223,13 @@ async def test_latency_and_size_histograms_count_rows_and_batches(tmp_path: Path
         assert stats.trades_stored == 10
 
 
-async def test_the_cause_of_a_hole_is_told_from_what_happened_before_it(tmp_path: Path) -> None:
-    left = Ring(tmp_path / "ring", 1024)
-    left.intern("BTCUSDT")
-    row = np.zeros(1, TRADE_DTYPE)
-    row["epoch"] = 9
-    left.append(row)
-    async with desk(tmp_path, rows=5, age_s=0.02) as one:
+async def test_holes_are_told_after_their_rows_have_left_the_ring(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=30) as one:
+        hole = ("BTCUSDT", 3, 4)
+        one.sink.opens = [hole]
+        one.feed(0, 10)
+        await until(lambda: bool(one.told))
+        one.feed(10, 10)
         await until(lambda: one.ring.pending == 0)
-        for first_id, epoch in ((10, 1), (20, 1), (30, 3), (40, 3), (50, 2)):
-            one.feed(first_id, 5, epoch)
-            await until(lambda: one.ring.pending == 0)
-        one.sink.gate.clear()
-        one.feed(60, 1024 + 7)
-        one.sink.gate.set()
-        await until(lambda: one.ring.pending == 0)
-        one.feed(2000, 5)
-        await until(lambda: one.ring.pending == 0)
-        one.feed(3000, 5)
-        await until(lambda: one.ring.pending == 0)
-        assert one.sink.causes[:6] == [
-            "unknown", "restart", "unknown", "disconnect", "unknown", "disconnect",
-        ]  # fmt: skip
-        assert one.sink.causes[-2:] == ["overload", "unknown"]
+        assert one.told == [(0, hole)]
+        assert one.flusher.stats.holes_opened == 1

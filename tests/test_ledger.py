@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from tradecore.store.ledger import (
     Range,
     Span,
     add_pieces,
+    close_gaps,
     fill_gaps,
     join_runs,
     mask_repeats,
@@ -99,7 +101,7 @@ class History:
 
     def open(self, spans: list[Span], origin: object) -> None:
         for span in spans:
-            self._insert(Gap(0, span.first_id, span.last_id, origin, None))
+            self._insert(Gap(0, span.first_id, span.last_id, origin, "open"))
 
     def around(self, spans: list[Span]) -> list[Gap]:
         """What the sink's query brings."""
@@ -108,61 +110,96 @@ class History:
         for span in spans:
             below = [gap for gap in rows if gap.first_id < span.first_id]
             meets = [g for g in rows if span.first_id <= g.first_id <= span.last_id + 1]
-            found.update({gap.id: gap for gap in [*below[-1:], *meets]})
+            above = [gap for gap in rows if gap.first_id > span.last_id + 1]
+            found.update({gap.id: gap for gap in [*below[-1:], *meets, *above[:1]]})
         return list(found.values())
 
-    def apply(self, change: GapChange, filled_by: str) -> None:
-        for write in change.copied:
-            by = filled_by if write.filled else None
-            source = self.rows[write.id]
-            self._insert(Gap(0, write.first_id, write.last_id, source.origin, by))
-        for write in change.altered:
-            old = self.rows[write.id]
-            by = (old.filled_by or filled_by) if write.filled else None
-            self.rows[write.id] = Gap(old.id, write.first_id, write.last_id, old.origin, by)
+    def apply(self, change: GapChange) -> None:
+        for gap in change.copied:
+            assert gap.origin == self.rows[gap.id].origin
+            self._insert(gap._replace(turned=False))
+        for gap in change.altered:
+            assert gap.origin == self.rows[gap.id].origin
+            self.rows[gap.id] = gap._replace(turned=False)
         for gap_id in change.removed:
             del self.rows[gap_id]
+
+    def told(self) -> dict[int, tuple[object, ...]]:
+        """Origin, state, filler and evidence of every id; none is told twice."""
+        ids = ids_of(self.rows.values())
+        assert len(ids) == len(set(ids))
+        return {i: gap.fate for gap in self.rows.values() for i in ids_of([gap])}
 
     def _insert(self, gap: Gap) -> None:
         new_id = max(self.rows, default=0) + 1
         self.rows[new_id] = gap._replace(id=new_id)
 
 
-@settings(max_examples=300)
-@given(st.lists(st.tuples(IDS, st.sampled_from(["feed", "rest"])), max_size=8))
-def test_history_tells_every_hole_and_who_filled_it(batches: list[tuple[set[int], str]]) -> None:
+STEPS = st.one_of(
+    st.tuples(IDS, st.sampled_from(["feed", "rest"])),
+    st.tuples(
+        st.builds(range, st.integers(0, 40), st.integers(0, 41)).map(set),
+        st.sampled_from(["proof 1", "proof 2"]),
+    ),
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(STEPS, max_size=10))
+def test_history_tells_every_hole_and_its_fate(steps: list[tuple[set[int], str]]) -> None:
     ids: set[int] = set()
     stored: list[Range] = []
-    filler: dict[int, str] = {}
+    fates: dict[int, tuple[object, ...]] = {}
     history = History()
-    for number, (batch, filled_by) in enumerate(batches):
-        new = batch - ids
-        if not new:
-            continue
-        pieces = ranges_of(new)
-        change = add_pieces(pieces, neighbours(pieces, stored))
-        history.open(change.opened, number)
-        filler |= dict.fromkeys(holes_of(ids) & new, filled_by)
-        history.apply(fill_gaps(change.filled, history.around(change.filled), filled_by), filled_by)
-        stored = apply(stored, change)
-        ids |= new
-        rows = history.rows.values()
-        unfilled = [gap for gap in rows if gap.filled_by is None]
-        assert sorted(ids_of(unfilled)) == sorted(holes_of(ids))
-        told = {i: gap.filled_by for gap in rows if gap.filled_by for i in ids_of([gap])}
-        assert told == filler
-        assert len(ids_of(rows)) == len(set(ids_of(rows)))
+    for number, (chosen, word) in enumerate(steps):
+        if word.startswith("proof"):
+            if not chosen:
+                continue
+            span = Span(min(chosen), max(chosen))
+            history.apply(close_gaps([span], history.around([span]), word))
+            fates |= {
+                i: (fate[0], "absent", None, word)
+                for i, fate in fates.items()
+                if i in chosen and fate[1] == "open"
+            }
+        elif new := chosen - ids:
+            pieces = ranges_of(new)
+            change = add_pieces(pieces, neighbours(pieces, stored))
+            history.open(change.opened, number)
+            fates |= dict.fromkeys(
+                holes_of(ids | new) - holes_of(ids), (number, "open", None, None)
+            )
+            fates |= {i: (fates[i][0], "filled", word, fates[i][3]) for i in holes_of(ids) & new}
+            history.apply(fill_gaps(change.filled, history.around(change.filled), word))
+            stored = apply(stored, change)
+            ids |= new
+        assert history.told() == fates
+        unfilled = {i for i, fate in fates.items() if fate[1] != "filled"}
+        assert unfilled == holes_of(ids)
 
 
-def test_a_hole_filled_page_by_page_ends_as_one_row() -> None:
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_hole_settled_page_by_page_ends_as_one_row(absent: bool) -> None:
     history = History()
     history.open([Span(10, 99)], "hole")
     for first_id in [*range(10, 50, 10), *range(90, 40, -10)]:
         spans = [Span(first_id, first_id + 9)]
-        history.apply(fill_gaps(spans, history.around(spans), "rest"), "rest")
-    assert sorted(ids_of(history.rows.values())) == list(range(10, 100))
-    assert len(history.rows) <= 2
-    assert {gap.filled_by for gap in history.rows.values()} == {"rest"}
+        gaps = history.around(spans)
+        history.apply(close_gaps(spans, gaps, "{}") if absent else fill_gaps(spans, gaps, "rest"))
+    (gap,) = history.rows.values()
+    assert (gap.first_id, gap.last_id) == (10, 99)
+    assert gap.state == ("absent" if absent else "filled")
+
+
+def test_many_holes_cost_little() -> None:
+    """Every second id of 100,000 is missing and comes in one batch: no time that grows squared."""
+    gaps = [Gap(i, 2 * i, 2 * i, "hole", "open") for i in range(50_000)]
+    change = fill_gaps([Span(2 * i, 2 * i) for i in range(50_000)], gaps, "dump")
+    assert (len(change.altered), change.copied, change.removed) == (50_000, [], [])
+    stored = [Range(2 * i + 1, 2 * i + 1, 0, 0) for i in range(50_000)]
+    whole = add_pieces([Range(2 * i, 2 * i, 0, 0) for i in range(1, 50_000)], stored)
+    assert whole.extended == [Range(1, 99_999, 0, 0)]
+    assert len(whole.removed) == 49_999
 
 
 @given(

@@ -20,7 +20,7 @@ from store_desk import (
 from tradecore.errors import TransientStoreError
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import open_pool
-from tradecore.store.sink import Sink, WriteResult
+from tradecore.store.sink import HoleId, Sink, WriteResult
 
 
 async def write(sink: Sink, rows: Any) -> tuple[WriteResult, list[TransientStoreError]]:
@@ -136,6 +136,16 @@ async def proxied(db: Database, short_dir: Path) -> AsyncIterator[tuple[Proxy, S
         pool.terminate()
 
 
+async def ever_opened(db: Database) -> list[tuple[Any, ...]]:
+    """All holes that there ever were; one that was filled in part is told in parts."""
+    return [
+        tuple(row)
+        for row in await db.conn.fetch(
+            "SELECT symbol, first_id, last_id, cause FROM trade_gaps ORDER BY 1, 2"
+        )
+    ]
+
+
 POINTS = (
     b"BEGIN ISOLATION",
     b"FOR UPDATE",
@@ -162,7 +172,9 @@ async def test_cut_at_each_step(
         assert [error.reason for error in errors] == ["connection"], point
         assert not errors[0].fatal_looking
         # The lost acknowledgement too: stored is what the table gained, not a duplicate.
-        assert result == WriteResult(101, 0, 0), point
+        # And its hole is told, once.
+        hole = HoleId("BTCUSDT", 100 * number - 49, 100 * number - 1)
+        assert result == WriteResult(101, 0, 0, (hole,) if number else ()), point
         await db.check(*batches)
     assert proxy.hits == len(POINTS)
 
@@ -171,12 +183,15 @@ async def test_cut_at_random_bytes(db: Database, proxied: tuple[Proxy, Sink]) ->
     proxy, sink = proxied
     random = np.random.default_rng(23)
     batches = []
+    holes: list[HoleId] = []
     for number in range(25):
         rows = batch((number % 3, 300 * number, 300 * number + 299))
         batches.append(rows)
         proxy.bytes_left = int(random.integers(1, 32_000))
         result, _ = await write(sink, rows)
-        assert result == WriteResult(300, 0, 0)
+        assert result[:3] == (300, 0, 0)
+        holes += result.opened
+    assert sorted((*hole, "unknown") for hole in holes) == await ever_opened(db)
     assert proxy.hits > 10
     await db.check(*batches)
 
@@ -185,6 +200,7 @@ async def test_killed_backends(db: Database) -> None:
     random = np.random.default_rng(29)
     batches = [batch((n % 4, 200 * n, 200 * n + 199), (3, 9000 + n, 9000 + n)) for n in range(40)]
     failures = 0
+    holes: list[HoleId] = []
 
     async def kill() -> None:
         while True:
@@ -198,10 +214,13 @@ async def test_killed_backends(db: Database) -> None:
     for rows in batches:
         result, errors = await write(db.sink, rows)
         failures += len(errors)
-        assert result == WriteResult(201, 0, 0)
+        assert result[:3] == (201, 0, 0)
+        holes += result.opened
     killer.cancel()
     await asyncio.gather(killer, return_exceptions=True)
     assert failures
+    told = sum(hole.last_id - hole.first_id + 1 for hole in holes)
+    assert told == sum(last - first + 1 for _, first, last, _ in await ever_opened(db))
     await db.check(*batches)
 
 

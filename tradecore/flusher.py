@@ -10,7 +10,7 @@ import asyncio
 import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,7 +25,6 @@ from tradecore.conflator import Conflator
 from tradecore.errors import TransientStoreError
 from tradecore.log import once_per
 from tradecore.ring import Ring
-from tradecore.schema import FLAG_AFTER_REFUSED, FLAG_FIRST_OF_EPOCH, FLAG_FIRST_OF_RUN
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +59,15 @@ class WriteResult(Protocol):
     def duplicate(self) -> int: ...
     @property
     def parked(self) -> int: ...
+    @property
+    def opened(self) -> Sequence[tuple[str, int, int]]:
+        """Holes that the batch opened: symbol, first id, last id."""
 
 
 class Sink(Protocol):
     """Where rows go; raises TransientStoreError when they have to be offered again."""
 
-    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> WriteResult: ...
+    async def write_trades(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_klines(self, rows: NDArray[np.void]) -> WriteResult: ...
 
@@ -94,6 +96,7 @@ class FlushStats:
     trades_stored: int = 0
     trades_duplicate: int = 0
     trades_parked: int = 0
+    holes_opened: int = 0
     tickers_stored: int = 0
     klines_stored: int = 0
     retries: Counter[str] = field(
@@ -136,24 +139,11 @@ class FlushStats:
         self.trades_stored += result.stored
         self.trades_duplicate += result.duplicate
         self.trades_parked += result.parked
+        self.holes_opened += len(result.opened)
         _, total_ns, _ = observe_latency(
             rows, clock.wall_ns(), _LATENCY_BOUNDS_NS, self.latency_counts
         )
         self.latency_sum_ns += total_ns
-
-
-def hole_cause(rows: NDArray[np.void]) -> str:
-    """Tell why a batch opens a hole, if it does, from what capture noted on its rows.
-
-    `overload`: the ring had refused trades. `restart`: rows of this run follow those of an earlier
-    one. `disconnect`: another connection brought rows. `unknown`: none of these.
-    """
-    flags = int(np.bitwise_or.reduce(rows["flags"]))
-    if flags & FLAG_AFTER_REFUSED:
-        return "overload"
-    if flags & FLAG_FIRST_OF_RUN:
-        return "restart"
-    return "disconnect" if flags & FLAG_FIRST_OF_EPOCH else "unknown"
 
 
 class Flusher:
@@ -168,8 +158,13 @@ class Flusher:
         policy: FlushPolicy,
         *,
         after_release: Callable[[], None] = lambda: None,
+        on_opened: Callable[[Sequence[tuple[str, int, int]]], None] = lambda holes: None,
     ) -> None:
-        """`after_release` is called when rows have left the ring (it lifts the back-pressure)."""
+        """Take what `run` moves rows between; nothing is started yet.
+
+        `after_release` is called when rows have left the ring (it lifts the back-pressure),
+        `on_opened` with the holes of a commit that opened some (it wakes the back-fill).
+        """
         self.stats = FlushStats()
         self._ring = ring
         self._capture = capture
@@ -177,6 +172,7 @@ class Flusher:
         self._sink = sink
         self._policy = policy
         self._after_release = after_release
+        self._on_opened = on_opened
         self._due = asyncio.Event()
         self._draining = asyncio.Event()
 
@@ -201,12 +197,14 @@ class Flusher:
                     return
                 continue
             began_ns = clock.mono_ns()
-            write = self._sink.write_trades(rows, hole_cause=hole_cause(rows))
+            write = self._sink.write_trades(rows)
             result = await self._attempt("trades", len(rows), write, backoff)
             if result is not None:
                 self.stats.observe_flush(rows, result, began_ns)
                 self._ring.release(len(rows))
                 self._after_release()
+                if result.opened:
+                    self._on_opened(result.opened)
 
     async def _until_due(self) -> None:
         """Wait until the policy wants a batch, or the drain wants everything."""

@@ -28,6 +28,8 @@ FLAG_FIRST_OF_RUN = 8
 """The first trade of the symbol since the daemon started."""
 FLAG_FIRST_OF_EPOCH = 16
 """The first trade of the symbol that another connection brought than the one before."""
+FLAG_FAR_BELOW = 32
+"""The id is far below the symbol's newest one: were the ids begun anew, or is it an old trade?"""
 FLAG_CLOSED = 1
 """Kline rows only: the venue's `x`, this candle is final."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tradecore._copyenc import RUN_DTYPE, find_runs
-from tradecore.schema import FLAG_VOID
+from tradecore.schema import FLAG_FAR_BELOW, FLAG_VOID
 from tradecore.store import ledger
 from tradecore.store.refused import Refusal
 from tradecore.store.statements import TRADES, Target
@@ -19,6 +19,13 @@ Keep = npt.NDArray[np.uint8]
 """One per row; 0: not to be stored."""
 Pieces = dict[int, list[ledger.Range]]
 """By symbol id."""
+
+FAR_BELOW = (
+    "its id is far below the newest one of the symbol: an old trade, or one of a new listing whose"
+    " ids began anew; compare it with the venue. Trades of a new listing need a database of their"
+    " own"
+)
+"""Why rows with FLAG_FAR_BELOW are parked: nobody guesses which trades they are."""
 
 _DAY_US = 86_400_000_000
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
@@ -71,16 +78,21 @@ def mask_impossible(rows: Rows, target: Target, symbols: Symbols) -> tuple[Keep,
     """Return which rows a server can be asked to store, and why not the others."""
     keep = np.ones(len(rows), np.uint8)
     times = rows[target.time_field]
-    strangers = rows["symbol_id"] >= len(symbols)
-    absurd = (times < 0) | (times >= _END_US)
-    if not (strangers.any() or absurd.any()):
-        return keep, []
-    refusals = [
-        Refusal(int(i), None, "its symbol id is unknown" if strangers[i] else "its time is absurd")
-        for i in np.flatnonzero((strangers | absurd) & live_rows(rows, target))
+    checks = [
+        (rows["symbol_id"] >= len(symbols), "its symbol id is unknown"),
+        ((times < 0) | (times >= _END_US), "its time is absurd"),
     ]
-    keep[[refusal.row for refusal in refusals]] = 0
-    return keep, refusals
+    if target is TRADES:
+        checks.append(((rows["flags"] & FLAG_FAR_BELOW) != 0, FAR_BELOW))
+    if not any(mask.any() for mask, _ in checks):
+        return keep, []
+    live = live_rows(rows, target)
+    refusals: list[Refusal] = []
+    for mask, reason in checks:
+        found = np.flatnonzero(mask & live & (keep != 0))
+        refusals += [Refusal(row, None, reason) for row in found.tolist()]
+        keep[found] = 0
+    return keep, sorted(refusals)
 
 
 def live_rows(rows: Rows, target: Target) -> npt.NDArray[np.bool_]:
@@ -107,14 +119,6 @@ def as_cuts(spans: Mapping[int, Sequence[ledger.Span]]) -> npt.NDArray[Any]:
     cuts = np.zeros(len(ordered), RUN_DTYPE)
     cuts["first_id"], cuts["last_id"], cuts["symbol_id"] = zip(*ordered, strict=True)
     return cuts
-
-
-def join_pieces(a: Pieces, b: Pieces) -> Pieces:
-    """Return all ids of both."""
-    return {
-        symbol_id: ledger.join([*a.get(symbol_id, ()), *b.get(symbol_id, ())])
-        for symbol_id in a.keys() | b.keys()
-    }
 
 
 def names_of(rows: Rows, refusals: Sequence[Refusal], symbols: Symbols) -> list[str]:

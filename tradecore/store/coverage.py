@@ -8,6 +8,8 @@ import asyncpg
 from tradecore.errors import StoreError, TransientStoreError
 from tradecore.store import ledger
 from tradecore.store import statements as sql
+from tradecore.store.causes import HoleCauses
+from tradecore.store.ledger import HoleId
 
 Names = Mapping[int, str]
 """Symbols by symbol id."""
@@ -17,7 +19,7 @@ class Origin(NamedTuple):
     """What trade_gaps says of holes that the rows fill, and of holes that they open."""
 
     filled_by: str
-    hole_cause: str
+    causes: HoleCauses
 
 
 async def add_symbols(pool: asyncpg.Pool, symbols: Iterable[str]) -> None:
@@ -40,10 +42,7 @@ async def lock_and_read(
     if not pieces:
         return {}
     symbols = [names[symbol_id] for symbol_id in pieces]
-    if await conn.fetchval(sql.LOCK, symbols) < len(symbols):
-        raise TransientStoreError(
-            "symbols", "rows of trade_symbols are missing: they are made anew"
-        )
+    await _lock(conn, symbols)
     for symbol_id, row in await _read_around(conn, sql.READ_RANGES, names, pieces):
         found[symbol_id].add(
             ledger.Range(row["first_id"], row["last_id"], row["first_us"], row["last_us"])
@@ -57,11 +56,10 @@ async def write(
     pieces: Mapping[int, Sequence[ledger.Range]],
     stored: Mapping[int, Sequence[ledger.Range]],
     origin: Origin,
-    parked: set[tuple[int, int]],
-) -> None:
+) -> list[HoleId]:
     """Enter `pieces`, whose rows this transaction has stored, and the holes they open and fill.
 
-    `stored` is what `lock_and_read` gave, `parked` the (symbol id, trade id) of refused rows.
+    `stored` is what `lock_and_read` gave. Returns the holes that were opened.
     """
     removed: list[tuple[Any, ...]] = []
     extended: list[tuple[Any, ...]] = []
@@ -75,11 +73,7 @@ async def write(
         extended += [(name, *item) for item in change.extended]
         added += [(name, *item) for item in change.added]
         for hole in change.opened:
-            # Longer than all parked rows: no need to look at each id of what may be millions.
-            refused = hole.rows <= len(parked) and all(
-                (symbol_id, i) in parked for i in range(hole.first_id, hole.last_id + 1)
-            )
-            opened.append((name, *hole, "refused" if refused else origin.hole_cause))
+            opened.append((name, *hole, origin.causes.of(symbol_id, hole)))
         if change.filled:
             filled[symbol_id] = change.filled
     for statement, rows in (
@@ -97,6 +91,26 @@ async def write(
                 )
     if filled:
         await _fill_gaps(conn, names, filled, origin.filled_by)
+    return [HoleId(*row[:3]) for row in opened]
+
+
+async def close_absent(
+    conn: asyncpg.Connection, symbol: str, span: ledger.Span, evidence: str
+) -> int:
+    """Lock the symbol; close what is open of its holes in `span` as absent at the venue.
+
+    `evidence` is JSON text. Returns how many ids were closed.
+    """
+    await _lock(conn, [symbol])
+    names, spans = {0: symbol}, {0: [span]}
+    # As the server prints it: equal evidence is to be known again.
+    text = await conn.fetchval("SELECT $1::jsonb::text", evidence)
+    gaps = (await _read_gaps(conn, names, spans))[0]
+    still_open = [ledger.Span(gap.first_id, gap.last_id) for gap in gaps if gap.state == "open"]
+    closed = ledger.overlaps([span], sorted(still_open))
+    if closed:
+        await _write_gaps(conn, [ledger.close_gaps([span], gaps, text)])
+    return sum(part.rows for part in closed)
 
 
 async def _read_around(
@@ -116,31 +130,54 @@ async def _read_around(
     return [(places[row["n"] - 1][0], row) for row in rows]
 
 
+async def _lock(conn: asyncpg.Connection, symbols: list[str]) -> None:
+    if await conn.fetchval(sql.LOCK, symbols) < len(symbols):
+        raise TransientStoreError(
+            "symbols", "rows of trade_symbols are missing: they are made anew"
+        )
+
+
 async def _fill_gaps(
     conn: asyncpg.Connection,
     names: Names,
     filled: Mapping[int, Sequence[ledger.Span]],
     filled_by: str,
 ) -> None:
-    gaps: dict[int, dict[int, ledger.Gap]] = {symbol_id: {} for symbol_id in filled}
-    for symbol_id, row in await _read_around(conn, sql.READ_GAPS, names, filled):
+    gaps = await _read_gaps(conn, names, filled)
+    await _write_gaps(
+        conn,
+        [
+            ledger.fill_gaps(spans, gaps[symbol_id], filled_by)
+            for symbol_id, spans in filled.items()
+        ],
+    )
+
+
+async def _read_gaps(
+    conn: asyncpg.Connection, names: Names, spans: Mapping[int, Sequence[ledger.Span]]
+) -> dict[int, list[ledger.Gap]]:
+    """Return the history around `spans` by symbol id."""
+    gaps: dict[int, dict[int, ledger.Gap]] = {symbol_id: {} for symbol_id in spans}
+    for symbol_id, row in await _read_around(conn, sql.READ_GAPS, names, spans):
         gaps[symbol_id][row["id"]] = ledger.Gap(
             row["id"],
             row["first_id"],
             row["last_id"],
             (row["cause"], row["detected_at"]),
+            row["state"],
             row["filled_by"],
+            row["evidence"],
         )
-    copied: list[tuple[Any, ...]] = []
-    altered: list[tuple[Any, ...]] = []
-    removed: list[int] = []
-    for symbol_id, spans in filled.items():
-        change = ledger.fill_gaps(spans, list(gaps[symbol_id].values()), filled_by)
-        copied += change.copied
-        altered += change.altered
-        removed += change.removed
-    for statement, writes in ((sql.COPY_GAPS, copied), (sql.ALTER_GAPS, altered)):
-        if writes:
-            await conn.execute(statement, *sql.columns_of(writes), filled_by)
+    return {symbol_id: list(found.values()) for symbol_id, found in gaps.items()}
+
+
+async def _write_gaps(conn: asyncpg.Connection, changes: Sequence[ledger.GapChange]) -> None:
+    copied = [gap for change in changes for gap in change.copied]
+    altered = [gap for change in changes for gap in change.altered]
+    removed = [gap_id for change in changes for gap_id in change.removed]
+    for statement, gaps in ((sql.COPY_GAPS, copied), (sql.ALTER_GAPS, altered)):
+        if gaps:
+            rows: list[tuple[Any, ...]] = [(*gap[:3], *gap[4:]) for gap in gaps]
+            await conn.execute(statement, *sql.columns_of(rows))
     if removed:
         await conn.execute(sql.REMOVE_GAPS, removed)

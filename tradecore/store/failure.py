@@ -89,8 +89,8 @@ def _classify_state(exc: asyncpg.PostgresError) -> Failure:
     return Failure(Kind.PERSISTENT, state, _LOOK)
 
 
-def as_transient(exc: BaseException) -> TransientStoreError:
-    """Return what the flusher gets for `exc`."""
+def as_transient(exc: BaseException, failed: str = "take a batch") -> TransientStoreError:
+    """Return what the flusher gets for `exc`; `failed` is what the database did not do."""
     if isinstance(exc, TransientStoreError):
         return exc
     if isinstance(exc, StoreError):
@@ -98,8 +98,8 @@ def as_transient(exc: BaseException) -> TransientStoreError:
     failure = classify(exc)
     text = str(exc) or type(exc).__name__
     if failure.kind in (Kind.TRANSIENT, Kind.NO_PARTITION):
-        return TransientStoreError(failure.reason, f"the database did not take a batch: {text}")
+        return TransientStoreError(failure.reason, f"the database did not {failed}: {text}")
     remedy = f": {failure.remedy}" if failure.remedy else ""
     return TransientStoreError(
-        failure.reason, f"the database cannot take a batch, {text}{remedy}", fatal_looking=True
+        failure.reason, f"the database cannot {failed}, {text}{remedy}", fatal_looking=True
     )

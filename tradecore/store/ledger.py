@@ -9,7 +9,7 @@ of ranges are sorted by id and disjoint.
     hole                 151──200                       was 101──200; what lies between two ranges
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -45,6 +45,14 @@ class Span(NamedTuple):
     @property
     def rows(self) -> int:
         return self.last_id - self.first_id + 1
+
+
+class HoleId(NamedTuple):
+    """Which hole: trade ids of a symbol, all missing."""
+
+    symbol: str
+    first_id: int
+    last_id: int
 
 
 @dataclass(slots=True)
@@ -111,7 +119,9 @@ def mask_repeats(rows: npt.NDArray[Any], keep: npt.NDArray[np.uint8]) -> int:
     return len(repeats)
 
 
-def overlaps(pieces: Sequence[Range], stored: Sequence[Range] | Sequence[Span]) -> list[Span]:
+def overlaps(
+    pieces: Sequence[Range] | Sequence[Span], stored: Sequence[Range] | Sequence[Span]
+) -> list[Span]:
     """Return what of `pieces` is stored already."""
     found: list[Span] = []
     i = j = 0
@@ -168,7 +178,8 @@ def _groups(
     for item in marked:
         if groups and item[0].first_id == groups[-1][0].last_id + 1:
             merged, group = groups[-1]
-            groups[-1] = (_union(merged, item[0]), [*group, item])
+            group.append(item)
+            groups[-1] = (_union(merged, item[0]), group)
         else:
             groups.append((item[0], [item]))
     return groups
@@ -187,92 +198,127 @@ def _holes(ranges: Sequence[Range]) -> list[Span]:
 
 
 class Gap(NamedTuple):
-    """A row of trade_gaps. The rows without filled_by are the holes of today, exactly."""
+    """A row of trade_gaps. Rows are disjoint; those that are not filled are the holes of today."""
 
     id: int
     first_id: int
     last_id: int
     origin: Any
     """Equal for parts of what was one hole: its cause and time of detection."""
-    filled_by: str | None
+    state: str
+    """open, filled or absent."""
+    filled_by: str | None = None
+    evidence: str | None = None
+    """JSON text. A row that was absent and is filled after all keeps it."""
+    turned: bool = False
+    """Whether its state is new: time of filling or closing is that of this transaction."""
 
-
-class GapWrite(NamedTuple):
-    """A new range for row `id`, or for a copy of it; `filled` says that it is no hole any more."""
-
-    id: int
-    first_id: int
-    last_id: int
-    filled: bool
+    @property
+    def fate(self) -> tuple[Any, ...]:
+        """Rows that adjoin and share this are one row."""
+        return self[3:7]
 
 
 @dataclass(slots=True)
 class GapChange:
-    """Rows of trade_gaps to copy (first), to alter and to delete."""
+    """Rows of trade_gaps to copy (first), to alter and to delete.
 
-    copied: list[GapWrite] = field(default_factory=list)
-    altered: list[GapWrite] = field(default_factory=list)
+    The id of a copy is that of the row whose origin it takes.
+    """
+
+    copied: list[Gap] = field(default_factory=list)
+    altered: list[Gap] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
 
 
 def fill_gaps(filled: Sequence[Span], gaps: Sequence[Gap], filled_by: str) -> GapChange:
     """Return how the history tells that the ids in `filled` arrived through `filled_by`.
 
+    Open holes are filled, and absent ones too: what was held to be absent has come after all.
     A hole that is filled in part is split. Parts that adjoin become one row again, so that a
     hole which is filled page by page ends as one row. `gaps` holds the rows that overlap or adjoin
-    one of `filled`.
+    one of `filled`; all of `filled` is sorted and disjoint.
     """
-    rows = {gap.id: gap for gap in gaps}
-    copies: list[Gap] = []  # rows to come, under the id of the row they are copied from
-    for span in filled:
-        for gap in [*rows.values(), *copies]:
-            part = Span(max(span.first_id, gap.first_id), min(span.last_id, gap.last_id))
-            if gap.filled_by is None and part.first_id <= part.last_id:
-                _fill_part(rows, copies, gap, part, filled_by)
-    before = {gap.id: gap for gap in gaps}
-    return GapChange(
-        copied=[_gap_write(gap) for gap in copies],
-        altered=[_gap_write(gap) for gap in rows.values() if gap != before[gap.id]],
-        removed=[gap_id for gap_id in before if gap_id not in rows],
+    return _turn_parts(
+        filled,
+        gaps,
+        ("open", "absent"),
+        lambda part: part._replace(state="filled", filled_by=filled_by, turned=True),
     )
 
 
-def _gap_write(gap: Gap) -> GapWrite:
-    return GapWrite(gap.id, gap.first_id, gap.last_id, gap.filled_by is not None)
+def close_gaps(absent: Sequence[Span], gaps: Sequence[Gap], evidence: str) -> GapChange:
+    """Return how the history tells that the venue has no trades with the ids in `absent`.
+
+    What is still open of them is closed. Parts that adjoin and have equal `evidence` (JSON text as
+    the server prints it) become one row. `gaps` as in `fill_gaps`.
+    """
+    return _turn_parts(
+        absent,
+        gaps,
+        ("open",),
+        lambda part: part._replace(state="absent", evidence=evidence, turned=True),
+    )
 
 
-def _fill_part(
-    rows: dict[int, Gap], copies: list[Gap], gap: Gap, part: Span, filled_by: str
-) -> None:
-    parts: list[Gap] = []  # what becomes of the hole
-    if gap.first_id < part.first_id:
-        parts.append(gap._replace(last_id=part.first_id - 1))
-    if part.last_id < gap.last_id:
-        parts.append(gap._replace(first_id=part.last_id + 1))
-    piece = gap._replace(first_id=part.first_id, last_id=part.last_id, filled_by=filled_by)
-    for other in [*rows.values(), *copies]:
-        if (other.origin, other.filled_by) == (gap.origin, filled_by) and (
-            other.last_id + 1 == part.first_id or part.last_id + 1 == other.first_id
-        ):
-            grown = other._replace(
-                first_id=min(other.first_id, part.first_id),
-                last_id=max(other.last_id, part.last_id),
-            )
-            _put(rows, copies, other, [grown])
+def _turn_parts(
+    spans: Sequence[Span],
+    gaps: Sequence[Gap],
+    states: Collection[str],
+    turn: Callable[[Gap], Gap],
+) -> GapChange:
+    """Turn what of `gaps` is in one of `states` and in `spans`; one pass over both."""
+    merged: list[tuple[Gap, list[int]]] = []  # each with the ids of the rows it comes from
+    at = 0
+    for gap in sorted(gaps, key=lambda gap: gap.first_id):
+        while at < len(spans) and spans[at].last_id < gap.first_id:
+            at += 1
+        parts, at = _cut(gap, spans, at, turn) if gap.state in states else ([gap], at)
+        for part in parts:
+            last, sources = merged[-1] if merged else (part, [])
+            if (
+                last.last_id + 1 == part.first_id
+                and last.fate == part.fate
+                and (last.turned or part.turned)
+            ):
+                sources.append(gap.id)
+                merged[-1] = (last._replace(last_id=part.last_id, turned=True), sources)
+            else:
+                merged.append((part, [gap.id]))
+    return _assign_rows(merged, {gap.id: gap for gap in gaps})
+
+
+def _cut(
+    gap: Gap, spans: Sequence[Span], at: int, turn: Callable[[Gap], Gap]
+) -> tuple[list[Gap], int]:
+    """Return the parts of `gap` in order, and the first of `spans` that may go on behind it."""
+    parts: list[Gap] = []
+    begin = gap.first_id
+    while at < len(spans) and spans[at].first_id <= gap.last_id:
+        first_id, last_id = max(spans[at].first_id, begin), min(spans[at].last_id, gap.last_id)
+        if begin < first_id:
+            parts.append(gap._replace(first_id=begin, last_id=first_id - 1))
+        parts.append(turn(gap._replace(first_id=first_id, last_id=last_id)))
+        begin = last_id + 1
+        if spans[at].last_id > gap.last_id:
             break
-    else:
-        parts.append(piece)
-    _put(rows, copies, gap, parts)
+        at += 1
+    if begin <= gap.last_id:
+        parts.append(gap._replace(first_id=begin))
+    return parts, at
 
 
-def _put(rows: dict[int, Gap], copies: list[Gap], old: Gap, new: list[Gap]) -> None:
-    """Put `new` in the place of `old`; what has no place becomes a copy."""
-    if rows.get(old.id) == old:
-        if new:
-            rows[old.id] = new[0]
-            copies += new[1:]
-        else:
-            del rows[old.id]
-    else:
-        copies.remove(old)
-        copies += new
+def _assign_rows(merged: Sequence[tuple[Gap, list[int]]], before: dict[int, Gap]) -> GapChange:
+    """Give each part a row that it comes from; what finds none left becomes a copy of one."""
+    change = GapChange()
+    used: set[int] = set()
+    for part, sources in merged:
+        gap_id = next((source for source in sources if source not in used), None)
+        if gap_id is None:
+            change.copied.append(part._replace(id=sources[0]))
+            continue
+        used.add(gap_id)
+        if part._replace(id=gap_id) != before[gap_id]:
+            change.altered.append(part._replace(id=gap_id))
+    change.removed = [gap_id for gap_id in before if gap_id not in used]
+    return change

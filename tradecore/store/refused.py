@@ -9,11 +9,13 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
+from tradecore.log import once_per
 from tradecore.schema import DECIMAL128, FLAG_BUYER_IS_MAKER, SCALE
 from tradecore.store.failure import Kind, classify
 from tradecore.store.statements import PARK, Target, columns_of
 
 _LOGGED_ROWS = 5
+_PARKED_AT_ONCE = 1024  # of one statement, so that the loop turns in between
 
 log = logging.getLogger(__name__)
 
@@ -68,43 +70,43 @@ async def park(
     refusals: Sequence[Refusal],
 ) -> None:
     """Write the refused rows to dead_letters, trades once each; `names` are their symbols."""
-    letters = [
-        (
-            name,
-            int(rows["trade_id"][refusal.row]) if target.kind == "trade" else None,
-            json.dumps(_payload(rows, refusal.row)),
-            refusal.sqlstate,
-            refusal.reason,
-        )
-        for name, refusal in zip(names, refusals, strict=True)
-    ]
-    await conn.execute(PARK, target.kind, *columns_of(letters))
+    for begin in range(0, len(refusals), _PARKED_AT_ONCE):
+        part = refusals[begin : begin + _PARKED_AT_ONCE]
+        payloads = _payloads(rows[[refusal.row for refusal in part]])
+        letters = [
+            (name, payload.get("trade_id"), json.dumps(payload), refusal.sqlstate, refusal.reason)
+            for name, payload, refusal in zip(names[begin:], payloads, part, strict=False)
+        ]
+        await conn.execute(PARK, target.kind, *columns_of(letters))
     for name, refusal in list(zip(names, refusals, strict=True))[:_LOGGED_ROWS]:
-        log.error(
-            f"{target.kind} refused by the database and parked in dead_letters: see its reason",
+        once_per(log, (target.kind, name, refusal.reason)).error(
+            f"{target.kind} refused and parked in dead_letters: see its reason",
             extra={"symbol": name, "sqlstate": refusal.sqlstate, "cause": refusal.reason},
         )
     if len(refusals) > _LOGGED_ROWS:
-        log.error(
+        once_per(log, target.kind).error(
             "more rows were parked in dead_letters",
             extra={"table": target.table, "rows": len(refusals) - _LOGGED_ROWS},
         )
 
 
-def _payload(rows: npt.NDArray[Any], index: int) -> dict[str, Any]:
-    """Return all that the row says, decimals as text."""
-    row = rows[index]
-    found: dict[str, Any] = {}
+def _payloads(rows: npt.NDArray[Any]) -> list[dict[str, Any]]:
+    """Return all that the rows say, decimals as text."""
+    payloads: list[dict[str, Any]] = [{} for _ in range(len(rows))]
     for name in rows.dtype.names or ():
+        values = rows[name].tolist()
         if rows.dtype[name] == DECIMAL128:
-            found[name] = _decimal_text((int(row[name]["hi"]) << 64) + int(row[name]["lo"]))
+            values = [_decimal_text((hi << 64) + lo) for lo, hi in values]
         elif name.endswith("_e8"):
-            found[name.removesuffix("_e8")] = _decimal_text(int(row[name]))
-        elif name not in ("sequence", "checksum"):
-            found[name] = int(row[name])
-    if "trade_id" in found:
-        found["side"] = "SELL" if found["flags"] & FLAG_BUYER_IS_MAKER else "BUY"
-    return found
+            values = [_decimal_text(value) for value in values]
+        elif name in ("sequence", "checksum"):
+            continue
+        for payload, value in zip(payloads, values, strict=True):
+            payload[name.removesuffix("_e8")] = value
+    if "trade_id" in (rows.dtype.names or ()):
+        for payload in payloads:
+            payload["side"] = "SELL" if payload["flags"] & FLAG_BUYER_IS_MAKER else "BUY"
+    return payloads
 
 
 def _decimal_text(scaled: int) -> str:

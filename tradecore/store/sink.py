@@ -14,10 +14,11 @@ in smaller transactions through a staging table, where such rows can be told fro
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import numpy as np
@@ -36,23 +37,28 @@ from tradecore.store.batch import (
     as_cuts,
     days_of,
     find_pieces,
-    join_pieces,
     live_rows,
     look_at_trades,
     mask_impossible,
     names_of,
 )
+from tradecore.store.causes import HoleCauses
 from tradecore.store.failure import Kind, as_transient, classify
+from tradecore.store.ledger import HoleId
 from tradecore.store.partitions import Partitions
 from tradecore.store.refused import Refusal, park, store_in_parts
+from tradecore.store.times import write_marks
 from tradecore.store.transaction import copy_slices, transaction
+from tradecore.store.unreported import Unreported
 
-__all__ = ["Sink", "TransientStoreError", "WriteResult"]
+__all__ = ["HoleId", "Sink", "TransientStoreError", "WriteResult"]
 
 LIMIT_S = 45.0
 """Of one transaction, from the pool's connection to the acknowledgement."""
 
 _CAREFUL_ROWS = 2048  # of one transaction that may have to look at each row
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +71,42 @@ class WriteResult(NamedTuple):
     duplicate: int = 0
     """There before, or doubled in the batch. Upserts: not newer than what is there."""
     parked: int = 0
-    """Refused by the server; kept in dead_letters."""
+    """Refused by the server, or by us before it saw them; kept in dead_letters."""
+    opened: tuple[HoleId, ...] = ()
+    """Holes that these trades opened; some may be filled or closed by the time this is read."""
 
     def plus(self, other: "WriteResult") -> "WriteResult":
-        return WriteResult(*(a + b for a, b in zip(self, other, strict=True)))
+        return WriteResult(
+            self.stored + other.stored,
+            self.duplicate + other.duplicate,
+            self.parked + other.parked,
+            self.opened + other.opened,
+        )
+
+
+class _Call:
+    """One call of `write_trades`: what it is about, and what it has given to the server so far."""
+
+    def __init__(self, symbols: Symbols, filled_by: str, hole_cause: str | None) -> None:
+        self.symbols = symbols
+        self.filled_by = filled_by
+        self.hole_cause = hole_cause
+        self.offered: dict[str, list[ledger.Range]] = {}
+        self.stored: dict[str, list[ledger.Range]] = {}
+        self.opened: set[HoleId] = set()
+
+    def offer(self, batch: TradeBatch) -> None:
+        _add(self.offered, batch.names, batch.pieces)
+
+    def store(self, names: Mapping[int, str], pieces: Pieces, opened: Iterable[HoleId]) -> None:
+        _add(self.stored, names, pieces)
+        self.opened.update(opened)
+
+
+def _add(to: dict[str, list[ledger.Range]], names: Mapping[int, str], pieces: Pieces) -> None:
+    for symbol_id, found in pieces.items():
+        before = to.get(names[symbol_id])
+        to[names[symbol_id]] = ledger.join([*before, *found]) if before else found
 
 
 class _RowsRefused(Exception):
@@ -90,45 +128,49 @@ class Sink:
         self._symbols = symbols
         self._partitions = partitions
         self._limit_s = limit_s
-        # What calls that failed may have stored all the same: the next call reports it as stored.
-        self._unreported: Pieces = {}
+        self._unreported = Unreported()
         self._lockable: set[str] = set()  # symbols that have their row in trade_symbols
 
     # ---- trades ------------------------------------------------------------------------------
 
     async def write_trades(
-        self, rows: Rows, *, filled_by: str = "feed", hole_cause: str = "unknown"
+        self,
+        rows: Rows,
+        *,
+        symbols: Symbols | None = None,
+        filled_by: str = "feed",
+        hole_cause: str | None = None,
     ) -> WriteResult:
         """Store each trade of `rows` (TRADE_DTYPE) that is not stored yet, with the ledger.
 
-        `filled_by` and `hole_cause` go into trade_gaps when the batch fills or opens a hole.
-        Raises TransientStoreError when the batch has to be offered again.
+        `symbols` is the table of the rows' symbol ids when it is not the sink's own. `filled_by`
+        goes into trade_gaps when the batch fills a hole, `hole_cause` when it opens one; None: see
+        `HoleCauses`. Raises TransientStoreError when the batch has to be offered again.
         """
-        earlier = self._unreported
-        origin = coverage.Origin(filled_by, hole_cause)
+        call = _Call(symbols or self._symbols, filled_by, hole_cause)
 
         async def write(part: Rows, careful: bool) -> WriteResult:
-            batch = look_at_trades(part, self._symbols)
+            batch = look_at_trades(part, call.symbols)
             if not (batch.pieces or batch.refusals):
                 return WriteResult()
+            call.offer(batch)
             return await self._transact(
                 sql.TRADES,
                 days_of(part, sql.TRADES, batch.keep),
                 batch.names.values(),
-                lambda conn: self._store_trades(conn, batch, origin, earlier, careful),
+                lambda conn: self._store_trades(conn, batch, call, careful),
             )
 
-        result = await _write_or_split(rows, write)
-        self._unreported = {}
-        return result
+        try:
+            result = await _write_or_split(rows, write)
+        except BaseException:
+            self._unreported.note(call.stored, call.opened)
+            raise
+        earlier = [hole for hole in self._unreported.take(call.offered) if hole not in call.opened]
+        return result._replace(opened=(*earlier, *result.opened))
 
     async def _store_trades(
-        self,
-        conn: asyncpg.Connection,
-        batch: TradeBatch,
-        origin: coverage.Origin,
-        earlier: Pieces,
-        careful: bool,
+        self, conn: asyncpg.Connection, batch: TradeBatch, call: "_Call", careful: bool
     ) -> WriteResult:
         rows, keep, pieces, names = batch.rows, batch.keep, batch.pieces, batch.names
         refusals = batch.refusals
@@ -136,37 +178,51 @@ class Sink:
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
         cut = mask_rows(rows, as_cuts(cuts), keep) if any(cuts.values()) else 0
         # Rows that a failed call stored after all are no duplicates: nobody was told of them yet.
-        confirmed = sum(
-            span.rows
-            for symbol_id in cuts.keys() & earlier.keys()
-            for span in ledger.overlaps(earlier[symbol_id], cuts[symbol_id])
-        )
+        confirmed = sum(self._unreported.count(names[s], spans) for s, spans in cuts.items())
         if cut:
-            pieces = find_pieces(rows, keep, self._symbols)
+            pieces = find_pieces(rows, keep, call.symbols)
         expected = stored = sum(piece.rows for found in pieces.values() for piece in found)
         if pieces and careful:
-            stored, refused = await self._store_staged(conn, sql.TRADES, rows, keep)
+            stored, refused = await self._store_staged(
+                conn, sql.TRADES, rows, keep, call.symbols, careful=True
+            )
             refusals = refusals + refused
             keep[[refusal.row for refusal in refused]] = 0
             expected -= len(refused)
-            pieces = find_pieces(rows, keep, self._symbols)
+            pieces = find_pieces(rows, keep, call.symbols)
         elif pieces:
-            await self._copy_trades(conn, rows, keep, expected)
+            await self._copy_trades(conn, rows, keep, call.symbols, expected)
         if refusals:
-            await park(conn, sql.TRADES, rows, names_of(rows, refusals, self._symbols), refusals)
-        parked = {
-            (int(rows["symbol_id"][refusal.row]), int(rows["trade_id"][refusal.row]))
-            for refusal in refusals
-        }
-        await coverage.write(conn, names, pieces, stored_before, origin, parked)
-        self._unreported = join_pieces(self._unreported, pieces)
+            await park(conn, sql.TRADES, rows, names_of(rows, refusals, call.symbols), refusals)
+        await write_marks(conn, names, pieces, rows, keep)
+        causes = HoleCauses(rows, keep, len(call.symbols), refusals, call.hole_cause)
+        origin = coverage.Origin(call.filled_by, causes)
+        opened = await coverage.write(conn, names, pieces, stored_before, origin)
+        call.store(names, pieces, opened)
         duplicate = batch.repeats + cut - confirmed + expected - stored
-        return WriteResult(stored + confirmed, duplicate, len(refusals))
+        return WriteResult(stored + confirmed, duplicate, len(refusals), tuple(opened))
+
+    async def close_absent(
+        self, symbol: str, first_id: int, last_id: int, evidence: Mapping[str, Any]
+    ) -> int:
+        """Close what is still open of the ids first_id..last_id: the venue has no such trades.
+
+        `evidence` goes into trade_gaps as JSON. Stored ids are left alone, and a trade that comes
+        after all is stored and fills its place. Returns how many ids were closed. Raises
+        TransientStoreError when it has to be tried again.
+        """
+        span, text = ledger.Span(first_id, last_id), json.dumps(evidence, sort_keys=True)
+        return await self._transact(
+            sql.TRADES,
+            set(),
+            (symbol,),
+            lambda conn: coverage.close_absent(conn, symbol, span, text),
+        )
 
     async def _copy_trades(
-        self, conn: asyncpg.Connection, rows: Rows, keep: Keep, expected: int
+        self, conn: asyncpg.Connection, rows: Rows, keep: Keep, symbols: Symbols, expected: int
     ) -> None:
-        slices = sql.TRADES.encode(rows, self._symbols, keep)
+        slices = sql.TRADES.encode(rows, symbols, keep)
         try:
             copied = await copy_slices(conn, sql.TRADES.table, sql.TRADES.columns, slices)
         except asyncpg.PostgresError as exc:
@@ -217,7 +273,9 @@ class Sink:
         careful: bool,
     ) -> WriteResult:
         try:
-            stored, refused = await self._store_staged(conn, target, rows, keep, careful=careful)
+            stored, refused = await self._store_staged(
+                conn, target, rows, keep, self._symbols, careful=careful
+            )
         except asyncpg.PostgresError as exc:
             if not careful and classify(exc).kind in (Kind.REFUSED, Kind.REPEATED):
                 raise _RowsRefused from exc
@@ -235,15 +293,16 @@ class Sink:
         target: sql.Target,
         rows: Rows,
         keep: Keep,
+        symbols: Symbols,
         *,
-        careful: bool = True,
+        careful: bool,
     ) -> tuple[int, list[Refusal]]:
         """Store through the staging table; `careful` finds the rows that are refused."""
 
         async def put(part: npt.NDArray[np.intp]) -> int:
             chosen = np.zeros(len(rows), np.uint8)
             chosen[part] = 1
-            slices = target.encode(rows, self._symbols, chosen)
+            slices = target.encode(rows, symbols, chosen)
             await copy_slices(conn, target.staging, target.columns, slices)
             return sql.affected(await conn.execute(target.insert_staged))
 
@@ -258,8 +317,8 @@ class Sink:
         target: sql.Target,
         days: set[date],
         symbols: Collection[str],
-        body: Callable[[asyncpg.Connection], Awaitable[WriteResult]],
-    ) -> WriteResult:
+        body: Callable[[asyncpg.Connection], Awaitable[Result]],
+    ) -> Result:
         """Run `body` in a transaction, all in limited time.
 
         Rows of `days` have a place in the table then, and `symbols` have their lock rows.

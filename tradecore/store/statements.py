@@ -60,7 +60,8 @@ READ_RANGES = _NEIGHBOURS.format(
     " (extract(epoch FROM t.last_time) * 1000000)::int8 AS last_us",
 )
 READ_GAPS = _NEIGHBOURS.format(
-    table="trade_gaps", columns="t.id, t.cause, t.detected_at, t.filled_by"
+    table="trade_gaps",
+    columns="t.id, t.cause, t.detected_at, t.state, t.filled_by, t.evidence::text",
 )
 
 _RANGES = """
@@ -91,27 +92,29 @@ INSERT INTO trade_gaps (symbol, first_id, last_id, cause)
 SELECT * FROM unnest($1::text[], $2::int8[], $3::int8[], $4::text[])
 """
 
-COPY_GAPS = """
-INSERT INTO trade_gaps
-    (symbol, first_id, last_id, cause, detected_at, state, filled_by, filled_at, evidence)
-SELECT g.symbol, n.first_id, n.last_id, g.cause, g.detected_at,
-       CASE WHEN n.filled THEN 'filled' ELSE g.state END,
-       CASE WHEN n.filled THEN $5::text END,
-       CASE WHEN n.filled THEN now() END,
-       CASE WHEN NOT n.filled THEN g.evidence END
-FROM unnest($1::int8[], $2::int8[], $3::int8[], $4::bool[]) AS n (id, first_id, last_id, filled)
-JOIN trade_gaps AS g ON g.id = n.id
+# What both statements take: the fields of ledger.Gap without its origin.
+_GAPS = """
+    unnest($1::int8[], $2::int8[], $3::int8[], $4::text[], $5::text[], $6::text[], $7::bool[])
+        AS n (id, first_id, last_id, state, filled_by, evidence, turned)
 """
 
-ALTER_GAPS = """
+COPY_GAPS = f"""
+INSERT INTO trade_gaps
+    (symbol, first_id, last_id, cause, detected_at, state, filled_by, filled_at, evidence)
+SELECT g.symbol, n.first_id, n.last_id, g.cause, g.detected_at, n.state, n.filled_by,
+       CASE WHEN n.turned THEN now() ELSE g.filled_at END, n.evidence::jsonb
+FROM {_GAPS} JOIN trade_gaps AS g ON g.id = n.id
+"""
+
+ALTER_GAPS = f"""
 UPDATE trade_gaps AS g
 SET first_id = n.first_id,
     last_id = n.last_id,
-    state = CASE WHEN n.filled THEN 'filled' ELSE g.state END,
-    filled_by = CASE WHEN n.filled THEN $5::text END,
-    filled_at = CASE WHEN n.filled THEN now() END
-FROM unnest($1::int8[], $2::int8[], $3::int8[], $4::bool[]) AS n (id, first_id, last_id, filled)
-WHERE g.id = n.id
+    state = n.state,
+    filled_by = n.filled_by,
+    filled_at = CASE WHEN n.turned THEN now() ELSE g.filled_at END,
+    evidence = n.evidence::jsonb
+FROM {_GAPS} WHERE g.id = n.id
 """
 
 REMOVE_GAPS = "DELETE FROM trade_gaps WHERE id = ANY($1::int8[])"

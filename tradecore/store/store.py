@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncpg
 import numpy as np
@@ -11,8 +13,10 @@ from numpy.typing import NDArray
 from tradecore._symbols import SymbolTable
 from tradecore.errors import StoreError, TradecoreError, TransientStoreError
 from tradecore.settings import Settings
+from tradecore.store import holes, times
 from tradecore.store.dsn import parse_dsn
 from tradecore.store.embedded import EmbeddedPostgres
+from tradecore.store.failure import as_transient
 from tradecore.store.migrate import bring_up_to_date
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import (
@@ -22,6 +26,9 @@ from tradecore.store.pool import (
     open_pool,
 )
 from tradecore.store.sink import Sink, WriteResult
+from tradecore.store.transaction import transaction
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +36,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 PING_LIMIT_S = 5.0
+READ_LIMIT_S = 30.0
 CLOSE_LIMIT_S = 5.0
 
 
@@ -128,9 +136,34 @@ class Store:
         assert self._sink is not None
         return self._sink
 
-    async def write_trades(self, rows: NDArray[np.void], *, hole_cause: str) -> WriteResult:
+    @property
+    def pool(self) -> asyncpg.Pool:
+        """The open pool; raises TransientStoreError while there is none."""
+        if self._pool is None:
+            raise TransientStoreError("down", f"{self.name} is not open")
+        return self._pool
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    async def write_trades(
+        self,
+        rows: NDArray[np.void],
+        *,
+        symbols: SymbolTable | None = None,
+        filled_by: str = "feed",
+        hole_cause: str | None = None,
+    ) -> WriteResult:
         """Store trades exactly once; see `Sink.write_trades`."""
-        return await (await self._opened()).write_trades(rows, hole_cause=hole_cause)
+        sink = await self._opened()
+        return await sink.write_trades(
+            rows, symbols=symbols, filled_by=filled_by, hole_cause=hole_cause
+        )
+
+    async def close_absent(
+        self, symbol: str, first_id: int, last_id: int, evidence: Mapping[str, Any]
+    ) -> int:
+        """Close holes as absent at the venue; see `Sink.close_absent`."""
+        return await (await self._opened()).close_absent(symbol, first_id, last_id, evidence)
 
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult:
         """Upsert tickers; see `Sink.write_tickers`."""
@@ -140,19 +173,60 @@ class Store:
         """Upsert klines; see `Sink.write_klines`."""
         return await (await self._opened()).write_klines(rows)
 
+    # ---- reading: all of it raises TransientStoreError when the database is away --------------
+
+    async def open_holes(
+        self, *, symbol: str | None = None, limit: int = 1000
+    ) -> list[holes.OpenHole]:
+        """Return at most `limit` open holes, those with the newest trade above first."""
+        return await self._read(lambda conn: holes.open_holes(conn, symbol, limit))
+
+    async def hole_summary(self) -> holes.HoleSummary:
+        """Count the open holes of all symbols."""
+        return await self._read(holes.hole_summary)
+
+    async def bounds(self, symbol: str | None = None) -> dict[str, holes.Bounds]:
+        """Return what is stored of each symbol, or of one, from end to end."""
+        return await self._read(lambda conn: holes.bounds(conn, symbol))
+
+    async def covered(self, symbol: str, first_id: int, last_id: int) -> list[tuple[int, int]]:
+        """Return which of the ids first_id..last_id are stored, as ascending disjoint ranges."""
+        return await self._read(lambda conn: holes.covered(conn, symbol, first_id, last_id))
+
+    async def time_window(
+        self, symbol: str, trade_id: int, *, whole_range: bool = False
+    ) -> tuple[int, int] | None:
+        """Return between which times a stored trade is; see `times.time_window`."""
+        return await self._read(
+            lambda conn: times.time_window(conn, symbol, trade_id, whole_range=whole_range)
+        )
+
     async def count_holes(self) -> int | None:
-        """Return how many holes lie between the stored id ranges; None when it is not known now."""
+        """Return how many holes are open; None when it is not known now."""
         if self._pool is None:
             return None
         try:
-            return int(
-                await self._pool.fetchval(
-                    "SELECT count(*) - count(DISTINCT symbol) FROM trade_coverage",
-                    timeout=PING_LIMIT_S,
-                )
-            )
+            return int(await self._pool.fetchval(holes.COUNT_OPEN, timeout=PING_LIMIT_S))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             return None
+
+    async def _read(self, body: Callable[[asyncpg.Connection], Awaitable[Answer]]) -> Answer:
+        """Run `body` in a transaction, whose settings keep the planner to the indexes."""
+        await self._opened()
+        try:
+            async with (
+                asyncio.timeout(READ_LIMIT_S),
+                transaction(self.pool, READ_LIMIT_S) as conn,
+            ):
+                return await body(conn)
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+        ) as exc:
+            raise as_transient(exc, "answer a question about the ledger") from exc
 
     async def close(self) -> None:
         """Close the pool and stop the embedded database; bounded in time."""

@@ -1,0 +1,135 @@
+"""Reads the ledger for those who repair, show or ask: what is missing, and what is there.
+
+All of it costs by the number of holes, never by the number of trades: it reads the open rows of
+trade_gaps, which have an index of their own, and ranges of trade_coverage through its key.
+"""
+
+from typing import NamedTuple
+
+import asyncpg
+
+_US = "(extract(epoch FROM {}) * 1000000)::int8"
+
+# An absent part may stand between an open one and the stored trades, hence "nearest".
+_BELOW = f"""
+    SELECT {_US.format("last_time")} AS us FROM trade_coverage
+    WHERE symbol = h.symbol AND first_id < h.first_id ORDER BY first_id DESC LIMIT 1
+"""
+_ABOVE = f"""
+    SELECT {_US.format("first_time")} AS us FROM trade_coverage
+    WHERE symbol = h.symbol AND first_id > h.last_id ORDER BY first_id LIMIT 1
+"""
+
+_OPEN_HOLES = f"""
+SELECT h.symbol, h.first_id, h.last_id, h.cause, {_US.format("h.detected_at")},
+       below.us, above.us
+FROM trade_gaps AS h CROSS JOIN LATERAL ({_BELOW}) AS below CROSS JOIN LATERAL ({_ABOVE}) AS above
+WHERE h.state = 'open' AND ($1::text IS NULL OR h.symbol = $1)
+ORDER BY above.us DESC, h.symbol, h.first_id DESC LIMIT $2
+"""
+
+_SUMMARY = f"""
+SELECT h.symbol, h.holes, h.ids, below.us AS first_us, h.detected_us
+FROM (
+    SELECT symbol, count(*) AS holes, sum(last_id - first_id + 1)::numeric AS ids,
+           min(first_id) AS first_id, {_US.format("min(detected_at)")} AS detected_us
+    FROM trade_gaps WHERE state = 'open' GROUP BY symbol
+) AS h LEFT JOIN LATERAL ({_BELOW}) AS below ON true
+"""
+
+COUNT_OPEN = "SELECT count(*) FROM trade_gaps WHERE state = 'open'"
+
+_BOUNDS = f"""
+SELECT symbol, min(first_id), max(last_id),
+       {_US.format("min(first_time)")}, {_US.format("max(last_time)")}
+FROM trade_coverage WHERE $1::text IS NULL OR symbol = $1 GROUP BY symbol ORDER BY symbol
+"""
+
+_COVERED = """
+SELECT greatest(first_id, $2), least(last_id, $3) FROM (
+    (SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 AND first_id < $2
+     ORDER BY first_id DESC LIMIT 1)
+    UNION ALL
+    (SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 AND first_id BETWEEN $2 AND $3)
+) AS c WHERE last_id >= $2 ORDER BY first_id
+"""
+
+
+class OpenHole(NamedTuple):
+    """Ids that are missing and may be had yet. Times in microseconds since 1970."""
+
+    symbol: str
+    first_id: int
+    last_id: int
+    cause: str
+    detected_us: int
+    below_us: int
+    """Time of the nearest stored trade below; greatest of its range where times do not ascend."""
+    above_us: int
+    """Time of the nearest stored trade above; least of its range where times do not ascend."""
+
+    @property
+    def ids(self) -> int:
+        return self.last_id - self.first_id + 1
+
+
+class Bounds(NamedTuple):
+    """The least and the greatest stored id of a symbol, and time, in microseconds since 1970."""
+
+    first_id: int
+    last_id: int
+    first_us: int
+    last_us: int
+
+
+class SymbolHoles(NamedTuple):
+    """Open holes of one symbol."""
+
+    holes: int
+    ids: int
+    """How many ids they miss."""
+    first_us: int
+    """Time of the stored trade right below the first one: complete up to here, microseconds."""
+
+
+class HoleSummary(NamedTuple):
+    """Open holes of all symbols."""
+
+    holes: int
+    ids_missing: int
+    oldest_detected_us: int | None
+    by_symbol: dict[str, SymbolHoles]
+    """Only symbols that have holes."""
+
+
+async def open_holes(
+    conn: asyncpg.Connection, symbol: str | None = None, limit: int = 1000
+) -> list[OpenHole]:
+    """Return at most `limit` open holes, those with the newest trade above first."""
+    return [OpenHole(*row) for row in await conn.fetch(_OPEN_HOLES, symbol, limit)]
+
+
+async def hole_summary(conn: asyncpg.Connection) -> HoleSummary:
+    """Count what is open."""
+    rows = await conn.fetch(_SUMMARY)
+    return HoleSummary(
+        sum(row["holes"] for row in rows),
+        sum(int(row["ids"]) for row in rows),
+        min((row["detected_us"] for row in rows), default=None),
+        {
+            row["symbol"]: SymbolHoles(row["holes"], int(row["ids"]), row["first_us"] or 0)
+            for row in rows
+        },
+    )
+
+
+async def bounds(conn: asyncpg.Connection, symbol: str | None = None) -> dict[str, Bounds]:
+    """Return what is stored of each symbol, or of one, from end to end; holes do not count."""
+    return {row[0]: Bounds(*row[1:]) for row in await conn.fetch(_BOUNDS, symbol)}
+
+
+async def covered(
+    conn: asyncpg.Connection, symbol: str, first_id: int, last_id: int
+) -> list[tuple[int, int]]:
+    """Return which of the ids first_id..last_id are stored, as ascending disjoint ranges."""
+    return [(row[0], row[1]) for row in await conn.fetch(_COVERED, symbol, first_id, last_id)]
