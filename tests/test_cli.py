@@ -206,7 +206,7 @@ async def test_verify(connection: asyncpg.Connection, migrated_database: str) ->
     assert json.loads(done.out) == {
         "event": "verified",
         **{"symbols": 2, "ranges": 2, "rows": 53, "expected_rows": 53},
-        **{"difference_count": 0, "holes": 0},
+        **{"difference_count": 0, "holes": 0, "absent": 0},
     }
     await connection.execute("DELETE FROM raw_trades WHERE trade_id BETWEEN 20 AND 22")
     done = await tradecore("verify", DATABASE_URL=migrated_database)
@@ -239,7 +239,7 @@ async def test_verify_on_a_terminal(
     await record(connection, "BTCUSDT", 60, 61)
     await connection.execute(
         "INSERT INTO trade_gaps (symbol, first_id, last_id, cause, state)"
-        " VALUES ('BTCUSDT', 51, 59, 'test', 'open')"
+        " VALUES ('BTCUSDT', 51, 55, 'test', 'absent'), ('BTCUSDT', 56, 59, 'test', 'open')"
     )
     master, slave = terminal
     termios.tcsetwinsize(slave, (24, 100))
@@ -253,7 +253,8 @@ async def test_verify_on_a_terminal(
     shown = await asyncio.to_thread(read_all, master)
     assert await asyncio.wait_for(process.wait(), LIMIT_S) == 0
     assert shown.endswith(
-        "BTCUSDT 51..59: hole\r\n52 rows of 1 symbols counted, 52 by the ledger, 1 holes\r\n"
+        "BTCUSDT 56..59: hole\r\nBTCUSDT 51..55: absent at the venue\r\n"
+        "52 rows of 1 symbols counted, 52 by the ledger, 1 holes, 1 absent at the venue\r\n"
     )
     assert "52.0/52.0" in shown, "the progress bar"
 

@@ -193,12 +193,51 @@ async def test_the_history_of_holes(recorder: Recorder) -> None:
     await recorder.gap("BTCUSDT", 25, 35, "absent")
     await recorder.gap("BTCUSDT", 36, 39, "absent")
     await recorder.gap("BTCUSDT", 5, 9, "filled")
+    await recorder.both("ETHUSDT", 1, 1)
+    await recorder.both("ETHUSDT", 9, 9)
+    await recorder.gap("ETHUSDT", 2, 8)
+    await recorder.gap("ETHUSDT", 4, 5, "absent")
     report = await verify(recorder.connection)
-    assert report.holes == [Hole("BTCUSDT", 11, 19, False), Hole("BTCUSDT", 31, 39, True)]
+    assert report.holes[:2] == [Hole("BTCUSDT", 11, 19, False), Hole("BTCUSDT", 31, 39, True)]
     assert report.differences == [
         Difference("history", "BTCUSDT", 16, 19),
         Difference("history", "BTCUSDT", 25, 30),
+        Difference("history", "ETHUSDT", 4, 5),
     ]
+
+
+async def test_open_and_absent_parts_are_told_apart(recorder: Recorder) -> None:
+    await recorder.both("BTCUSDT", 1, 10)
+    await recorder.both("BTCUSDT", 20, 30)
+    await recorder.gap("BTCUSDT", 11, 13)
+    await recorder.gap("BTCUSDT", 14, 15, "absent")
+    await recorder.gap("BTCUSDT", 16, 19)
+    report = await verify(recorder.connection)
+    report.raise_if_different()
+    assert report.open_holes == [Hole("BTCUSDT", 11, 13, False), Hole("BTCUSDT", 16, 19, False)]
+    assert report.absent_holes == [Hole("BTCUSDT", 14, 15, True)]
+    assert report.holes == sorted(report.holes, key=lambda hole: hole.first_id)
+
+
+async def test_marks_are_held_against_their_rows(recorder: Recorder) -> None:
+    await recorder.both("BTCUSDT", 1, 100)
+    await recorder.both("ETHUSDT", 1, 100)
+    await recorder.connection.executemany(
+        "INSERT INTO trade_times VALUES ($1, $2, $3)",
+        [
+            ("BTCUSDT", 10, at(10)),
+            ("BTCUSDT", 20, at(20) + timedelta(microseconds=1)),
+            ("BTCUSDT", 101, at(101)),
+            ("ETHUSDT", 30, at(30)),
+            ("NONEUSDT", 10, at(10)),
+        ],
+    )
+    assert await recorder.differences() == [
+        ("mark", "BTCUSDT", 20, 20),
+        ("mark", "BTCUSDT", 101, 101),
+        ("mark", "NONEUSDT", 10, 10),
+    ]
+    assert (await verify(recorder.connection, symbol="ETHUSDT")).difference_count == 0
 
 
 async def test_many_differences_are_counted_not_kept(

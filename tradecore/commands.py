@@ -117,7 +117,8 @@ async def verify(settings: Settings, *, symbol: str | None) -> int:
             name: getattr(report, name)
             for name in ("symbols", "ranges", "rows", "expected_rows", "difference_count")
         }
-        _print_json("verified", {**counts, "holes": len(report.holes)})
+        counts |= {"holes": len(report.open_holes), "absent": len(report.absent_holes)}
+        _print_json("verified", counts)
     report.raise_if_different()
     return EXIT_OK
 
@@ -164,14 +165,15 @@ def _print_report(report: "VerifyReport") -> None:
         print(difference)
     if report.difference_count > _SHOWN_DIFFERENCES:
         print(f"... and {report.difference_count - _SHOWN_DIFFERENCES:,} more differences")
-    for hole in report.holes[:_SHOWN_DIFFERENCES]:
-        print(f"{hole.symbol} {hole.first_id}..{hole.last_id}: hole", end="")
-        print(" (absent at the venue)" if hole.absent else "")
-    if len(report.holes) > _SHOWN_DIFFERENCES:
-        print(f"... and {len(report.holes) - _SHOWN_DIFFERENCES:,} more holes")
+    for holes, word in ((report.open_holes, "hole"), (report.absent_holes, "absent at the venue")):
+        for hole in holes[:_SHOWN_DIFFERENCES]:
+            print(f"{hole.symbol} {hole.first_id}..{hole.last_id}: {word}")
+        if len(holes) > _SHOWN_DIFFERENCES:
+            print(f"... and {len(holes) - _SHOWN_DIFFERENCES:,} more ({word})")
     print(
         f"{report.rows:,} rows of {report.symbols} symbols counted, "
-        f"{report.expected_rows:,} by the ledger, {len(report.holes):,} holes"
+        f"{report.expected_rows:,} by the ledger, {len(report.open_holes):,} holes, "
+        f"{len(report.absent_holes):,} absent at the venue"
     )
 
 

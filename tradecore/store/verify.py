@@ -47,8 +47,17 @@ _HISTORY = """
 SELECT symbol, first_id, last_id, state FROM trade_gaps
 WHERE state <> 'filled' AND ($1::text IS NULL OR symbol = $1) ORDER BY symbol, first_id
 """
+# LATERAL with LIMIT: one look into the key for each mark, never a join that reads the table.
+_WRONG_MARKS = """
+SELECT m.symbol, m.trade_id FROM trade_times AS m
+LEFT JOIN LATERAL (
+    SELECT true AS there FROM raw_trades AS r
+    WHERE r.timestamp = m.timestamp AND r.symbol = m.symbol AND r.trade_id = m.trade_id LIMIT 1
+) AS r ON true
+WHERE r.there IS NULL AND ($1::text IS NULL OR m.symbol = $1) ORDER BY m.symbol, m.trade_id
+"""
 
-Kind = Literal["missing", "stray", "duplicate", "time", "ledger", "history"]
+Kind = Literal["missing", "stray", "duplicate", "time", "ledger", "history", "mark"]
 
 _MEANING: dict[Kind, str] = {
     "missing": "in the ledger and not in raw_trades",
@@ -57,6 +66,7 @@ _MEANING: dict[Kind, str] = {
     "time": "first_time or last_time of the ledger is not that of the rows",
     "ledger": "ranges of trade_coverage overlap or adjoin",
     "history": "trade_gaps does not agree with trade_coverage about a hole",
+    "mark": "trade_times has it at a time at which raw_trades has no such row",
 }
 
 
@@ -91,7 +101,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Ids between two ranges of a symbol: known to be missing, hence no difference."""
+    """Ids between two ranges of a symbol: known to be missing, hence no difference.
+
+    What lies between two ranges is told in parts when some of it is absent and some is not.
+    """
 
     symbol: str
     first_id: int
@@ -115,6 +128,16 @@ class VerifyReport:
     differences: list[Difference] = field(default_factory=list)
     """At most MAX_LISTED, by symbol and id."""
     difference_count: int = 0
+
+    @property
+    def open_holes(self) -> list[Hole]:
+        """Holes whose trades may be had yet."""
+        return [hole for hole in self.holes if not hole.absent]
+
+    @property
+    def absent_holes(self) -> list[Hole]:
+        """Holes of which it is proven that the venue has no such trades."""
+        return [hole for hole in self.holes if hole.absent]
 
     def raise_if_different(self) -> None:
         """Raise DifferenceError unless table and ledger agree."""
@@ -151,6 +174,7 @@ async def verify(
         try:
             ledger = await conn.fetch(_LEDGER, symbol, timeout=_PIECE_LIMIT_S)
             history = await conn.fetch(_HISTORY, symbol, timeout=_PIECE_LIMIT_S)
+            marks = await conn.fetch(_WRONG_MARKS, symbol, timeout=_PIECE_LIMIT_S)
         except asyncpg.UndefinedTableError as exc:
             raise StoreError(f"{exc}: run `tradecore migrate`") from exc
         ranges: dict[str, list[_Range]] = defaultdict(list)
@@ -164,10 +188,14 @@ async def verify(
             ranges=len(ledger),
             expected_rows=sum(row["last_id"] - row["first_id"] + 1 for row in ledger),
         )
+        wrong_marks: dict[str, list[Span]] = defaultdict(list)
+        for row in marks:
+            wrong_marks[row["symbol"]].append(Span(row["trade_id"], row["trade_id"]))
         runs, repeated = await _count(conn, symbol, _piece(ledger), report, progress)
-        for name in sorted({*ranges, *runs, *holes}):
+        for name in sorted({*ranges, *runs, *holes, *wrong_marks}):
             _compare(report, name, ranges[name], runs[name], repeated[name])
             _compare_history(report, name, ranges[name], holes[name])
+            report._add("mark", name, wrong_marks[name])
         report.symbols = len({*ranges, *runs})
         return report
 
@@ -255,7 +283,7 @@ def _merge(ranges: Iterable[_Range | Span]) -> list[Span]:
     return merged
 
 
-def _overlaps(ranges: Iterable[_Range]) -> list[Span]:
+def _overlaps(ranges: Iterable[_Range | Span]) -> list[Span]:
     """Return the ids that lie in more than one of the sorted ranges."""
     found: list[Span] = []
     reached: int | None = None
@@ -324,9 +352,11 @@ def _compare_history(
     holes = [Span(a.last_id + 1, b.first_id - 1) for a, b in pairwise(covered)]
     told = _merge(span for span, _ in history)
     absent = _merge(span for span, is_absent in history if is_absent)
-    for hole in holes:
-        known_absent = not _subtract([hole], absent)
-        report.holes.append(Hole(symbol, *hole, absent=known_absent))
+    still_open = _subtract(holes, absent)
+    parts = [(span, False) for span in still_open]
+    parts += [(span, True) for span in _subtract(holes, still_open)]
+    report.holes += [Hole(symbol, *span, absent=is_absent) for span, is_absent in sorted(parts)]
+    report._add("history", symbol, _merge(_overlaps(span for span, _ in history)))
     report._add("history", symbol, _subtract(holes, told))
     invented = _subtract(told, _subtract(told, covered))
     report._add("history", symbol, invented)
