@@ -97,7 +97,13 @@ class Database:
         await self.check_ledger()
 
     async def check_ledger(self) -> None:
-        """The ledger is what the table says, and the open gaps are what lies between its ranges."""
+        """The ledger and its marks are what the table says; holes lie between the ranges."""
+        assert await self.conn.fetch(
+            "SELECT symbol, trade_id, timestamp FROM trade_times ORDER BY 1, 2"
+        ) == await self.conn.fetch(
+            "SELECT symbol, trade_id, timestamp FROM raw_trades WHERE trade_id % 65536 = 0"
+            " ORDER BY 1, 2"
+        )
         assert await self.conn.fetch(
             "SELECT symbol, first_id, last_id, first_time, last_time FROM trade_coverage"
             " ORDER BY symbol, first_id"
@@ -110,7 +116,14 @@ class Database:
             """
         )
         assert await self.conn.fetch(
-            "SELECT symbol, first_id, last_id FROM trade_gaps WHERE state <> 'filled' ORDER BY 1, 2"
+            """
+            SELECT symbol, min(first_id), max(last_id)
+            FROM (SELECT *, sum(rows) OVER (PARTITION BY symbol ORDER BY first_id) - last_id
+                         AS island
+                  FROM (SELECT *, last_id - first_id + 1 AS rows FROM trade_gaps
+                        WHERE state <> 'filled') AS unfilled) AS numbered
+            GROUP BY symbol, island ORDER BY symbol, 2
+            """
         ) == await self.conn.fetch(
             """
             SELECT symbol, last_id + 1, next_id - 1

@@ -79,7 +79,7 @@ async def park(
         ]
         await conn.execute(PARK, target.kind, *columns_of(letters))
     for name, refusal in list(zip(names, refusals, strict=True))[:_LOGGED_ROWS]:
-        once_per(log, (target.kind, name, refusal.reason)).error(
+        once_per(log, (target.kind, name, refusal.sqlstate or refusal.reason)).error(
             f"{target.kind} refused and parked in dead_letters: see its reason",
             extra={"symbol": name, "sqlstate": refusal.sqlstate, "cause": refusal.reason},
         )
