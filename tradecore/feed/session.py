@@ -161,6 +161,9 @@ class Session:
             self._reply = reply
             self._wake.set()
 
+    def on_pong(self) -> None:
+        """Take an answer to a ping of ours; none is sent yet."""
+
     def on_server_shutdown(self, event_us: int) -> None:
         """The venue is about to close this connection: replace it now.
 
