@@ -10,12 +10,13 @@ import pytest
 
 from tests.plain_frames import KLINE, TICKER, Members, compact
 from tradecore._fastparse import parse_event
-from tradecore.capture import LATENCY_BOUNDS_US, Capture
+from tradecore.capture import LATENCY_BOUNDS_US, Capture, LineUse, Told, Track
 from tradecore.conflator import Conflator
 from tradecore.ring import Ring
 from tradecore.schema import (
     FLAG_AFTER_REFUSED,
     FLAG_BUYER_IS_MAKER,
+    FLAG_FAR_BELOW,
     FLAG_FIRST_OF_EPOCH,
     FLAG_FIRST_OF_RUN,
 )
@@ -85,10 +86,23 @@ def test_a_gap_is_counted_and_the_trade_behind_it_kept(bench: Bench) -> None:
 
 
 def test_late_trades_are_kept_for_the_ledger_to_judge(bench: Bench) -> None:
-    bench.feed(10, 15, 12, 14, 15, 14, 10)
-    # 15 and 14 were seen in this run; 10 was before it: only the ledger knows.
-    assert bench.ids() == [10, 15, 12, 14, 10]
-    assert (bench.count("duplicate"), bench.count("out_of_order")) == (2, 3)
+    bench.feed(10, 15, 12, 14, 15, 14, 10, 9, 7, 7)
+    # 14 and 15 are in the present run, 9 and 10 in the one before; of 12 and 7 the ledger knows.
+    assert bench.ids() == [10, 15, 12, 14, 9, 7, 7]
+    assert (bench.count("duplicate"), bench.count("out_of_order")) == (3, 5)
+
+
+def test_ids_of_a_gap_that_come_after_all_are_counted(bench: Bench) -> None:
+    bench.feed(10, 15)
+    assert bench.capture.track("BTCUSDT").hole == (11, 14)
+    bench.feed(11, 12, 14)
+    track = bench.capture.track("BTCUSDT")
+    assert (track.first_id, track.last_id, track.hole) == (14, 15, (13, 13))
+    assert (bench.count("missing"), bench.count("missing_arrived")) == (4, 3)
+    bench.feed(13, *range(10, 16))
+    assert bench.capture.track("BTCUSDT")[:3] == (6, 10, 15)
+    assert bench.count("missing_arrived") == 4
+    assert bench.count("duplicate") == 6
 
 
 def test_symbols_are_tracked_apart(bench: Bench) -> None:
@@ -192,6 +206,146 @@ def test_every_latency_lands_where_a_search_puts_it(bench: Bench, bound: int) ->
         after, _ = bench.capture.latency()
         grown = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if new > old]
         assert grown == [bisect_left(LATENCY_BOUNDS_US, latency_us)]
+
+
+def test_an_id_far_below_is_parked_reported_and_moves_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.feed(5_000_000, 5_000_001)
+    bench.ring.release(2)
+    before = bench.capture.track("BTCUSDT")
+    bench.feed(3, 4, 3)
+    rows = bench.ring.peek(9)
+    assert rows["trade_id"].tolist() == [3, 4, 3]
+    assert (rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)).tolist() == [FLAG_FAR_BELOW] * 3
+    assert bench.capture.track("BTCUSDT") == before
+    assert bench.count("far_below") == 3
+    assert bench.count("duplicate") == bench.count("out_of_order") == 0
+    (record,) = caplog.records
+    told = {name: record.__dict__[name] for name in ("symbol", "trade_id", "greatest_id")}
+    assert told == {"symbol": "BTCUSDT", "trade_id": 3, "greatest_id": 5_000_001}
+    bench.feed(2, symbol="ETHUSDT")
+    bench.feed(5_000_002)
+    assert bench.ids()[-2:] == [2, 5_000_002]
+    assert bench.count("gaps") == 0
+
+
+def test_a_parked_trade_takes_no_note_of_the_trades_around_it(bench: Bench) -> None:
+    for trade_id in range(5_000_000, 5_000_070):
+        bench.capture.feed(trade(trade_id), epoch=1)
+    bench.ring.release(64)
+    bench.capture.feed(trade(7), epoch=2)
+    bench.capture.feed(trade(5_000_070), epoch=2)
+    flags = bench.ring.peek(2)["flags"].tolist()
+    assert [flag & ~FLAG_BUYER_IS_MAKER for flag in flags] == [
+        FLAG_FAR_BELOW,
+        FLAG_AFTER_REFUSED | FLAG_FIRST_OF_EPOCH,
+    ]
+
+
+def test_a_seed_serves_the_far_below_question_only(bench: Bench) -> None:
+    bench.capture.seed("BTCUSDT", 5_000_000, (BASE_MS - 1) * 1000)
+    bench.capture.seed("ETHUSDT", 50, (BASE_MS - 70_000) * 1000)
+    bench.feed(4_999_999, 5_000_000, 5_000_005, 7)
+    bench.feed(50, 60, symbol="ETHUSDT")
+    rows = bench.ring.peek(9)
+    far = (rows["flags"] & FLAG_FAR_BELOW).astype(bool)
+    assert rows["trade_id"][far].tolist() == [7, 50], "too far; too new for an id of the past"
+    assert rows["trade_id"][~far].tolist() == [4_999_999, 5_000_000, 5_000_005, 60]
+    assert (bench.count("duplicate"), bench.count("gaps"), bench.count("missing")) == (0, 1, 4)
+    with pytest.raises(KeyError, match="XRPUSDT has no track"):
+        bench.capture.seed("XRPUSDT", 1, 1)
+
+
+def test_a_track_tells_the_present_run(bench: Bench) -> None:
+    assert bench.capture.track("BTCUSDT") == (0, None, None, 0, 0, None)
+    bench.capture.feed(trade(10), recv_ns=5)
+    bench.capture.feed(trade(11, event_ms=BASE_MS + 1), recv_ns=6)
+    bench.capture.feed(trade(10), recv_ns=7)
+    bench.capture.feed(trade(9, event_ms=BASE_MS), recv_ns=8)
+    assert bench.capture.track("BTCUSDT") == Track(
+        received=3, first_id=9, last_id=11, last_trade_us=BASE_MS * 1000, last_recv_ns=6, hole=None
+    )
+    with pytest.raises(KeyError, match="XRPUSDT has no track"):
+        bench.capture.track("XRPUSDT")
+
+
+def ticker(last_id: int, count: int, event_ms: int) -> bytes:
+    return compact(TICKER.replaced(s="BTCUSDT", L=last_id, n=count, E=event_ms))
+
+
+def kline(last_id: int, count: int, event_ms: int) -> bytes:
+    candle = KLINE.value("k")
+    assert isinstance(candle, Members)
+    candle = candle.replaced(s="BTCUSDT", L=last_id, n=count)
+    return compact(KLINE.replaced(s="BTCUSDT", E=event_ms, k=candle))
+
+
+def test_the_greatest_last_id_told_is_kept_with_its_times(bench: Bench) -> None:
+    def told() -> tuple[int, int, int, int]:
+        last_id, event_us, recv_ns, since_ns = bench.capture.told("BTCUSDT")
+        return last_id, event_us // 1000 - BASE_MS if event_us else 0, recv_ns, since_ns
+
+    assert told() == (-1, 0, 0, 0)
+    steps = (
+        (kline(-1, 0, BASE_MS + 1), (-1, 1, 1, 1)),
+        (ticker(-1, 0, BASE_MS + 2), (-1, 2, 2, 2)),
+        (ticker(0, 1, BASE_MS + 3), (0, 3, 3, 3)),
+        (kline(70, 9, BASE_MS + 4), (70, 4, 4, 4)),
+        (kline(-1, 0, BASE_MS + 5), (70, 4, 4, 4)),
+        (ticker(70, 9, BASE_MS + 6), (70, 6, 6, 4)),
+        (ticker(70, 9, BASE_MS + 5), (70, 6, 6, 4)),
+        (ticker(69, 9, BASE_MS + 8), (70, 6, 6, 4)),
+        (ticker(71, 9, BASE_MS + 9), (71, 9, 9, 9)),
+    )
+    for recv_ns, (frame, expected) in enumerate(steps, start=1):
+        assert bench.capture.feed(frame, recv_ns=recv_ns) > 0
+        assert told() == (expected[0], expected[1], expected[2], told()[3])
+        if expected[0] >= 0:
+            assert told()[3] == expected[3]
+    assert bench.capture.told("ETHUSDT") == Told(-1, 0, 0, 0)
+
+
+def test_lines_are_held_against_each_other(bench: Bench) -> None:
+    def arrive(line: int, trade_id: int, recv_ms: int) -> None:
+        bench.capture.feed(trade(trade_id), recv_ns=recv_ms * 1_000_000, line=line, epoch=line + 1)
+
+    for at_ms, (line, trade_id) in enumerate(
+        [(0, 1), (1, 1), (0, 2), (0, 3), (1, 3), (1, 4), (1, 5), (0, 5), (0, 4)], start=100
+    ):
+        arrive(line, trade_id, at_ms)
+    a, b = bench.capture.lines()
+    # A: 1, 2, 3 first, 5 one ms behind; jumped over 4, which came after it and is no news.
+    assert a == LineUse(first=3, late=1, missing=1, lag_s_sum=pytest.approx(0.001), lag_count=1)
+    # B: 1 and 3 one ms behind, 4 and 5 first; it never brought 2.
+    assert b == LineUse(first=2, late=2, missing=1, lag_s_sum=pytest.approx(0.002), lag_count=2)
+    assert bench.ids() == [1, 2, 3, 4, 5]
+
+
+def test_a_new_connection_of_the_same_line_is_no_second_line(bench: Bench) -> None:
+    for epoch, trade_id in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (1, 3)):
+        bench.capture.feed(trade(trade_id), line=0, epoch=epoch)
+    assert bench.capture.lines() == ((3, 0, 0, 0.0, 0), (0, 0, 0, 0.0, 0))
+
+
+def test_symbols_interned_later_are_taken_after_growing(bench: Bench) -> None:
+    bench.feed(1, 2, symbol="ETHUSDT")
+    before = bench.capture.track("ETHUSDT")
+    late = [f"LATE{i}" for i in range(100)]
+    for symbol in late:
+        bench.ring.intern(symbol)
+    with pytest.raises(KeyError, match="LATE0 has no track"):
+        bench.capture.track("LATE0")
+    bench.capture.grow()
+    bench.capture.grow()
+    assert bench.capture.track("ETHUSDT") == before
+    assert bench.capture.told("LATE99") == (-1, 0, 0, 0)
+    bench.feed(3, 2, symbol="ETHUSDT")
+    bench.feed(7, 8, symbol="LATE99")
+    assert bench.ids() == [1, 2, 3, 7, 8]
+    assert bench.capture.track("LATE99")[:3] == (2, 7, 8)
+    assert bench.count("duplicate") == 1
+    assert list(bench.capture.received()) == ["BTCUSDT", "ETHUSDT", *late]
 
 
 def test_a_symbol_added_later_is_refused_as_unknown(bench: Bench) -> None:

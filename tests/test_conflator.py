@@ -127,6 +127,20 @@ def test_rows_that_cannot_be_put_back_are_refused(capture: Capture) -> None:
     assert len(capture.conflator.take_tickers()) == len(capture.conflator.take_klines()) == 0
 
 
+def test_growing_keeps_what_waits_and_takes_more_symbols(capture: Capture) -> None:
+    feed(capture, ticker(OPEN_MS + 5, "ETHUSDT"), kline(1, OPEN_MS + 2))
+    feed(capture, kline(0, OPEN_MS + 3, closed=True))
+    capture.ring.intern("LATEUSDT")  # type: ignore[attr-defined]
+    capture.grow()
+    assert capture.conflator.symbol_slots == 3
+    feed(capture, ticker(OPEN_MS + 4, "ETHUSDT"), ticker(OPEN_MS + 6, "LATEUSDT"))
+    feed(capture, kline(1, OPEN_MS + 1), kline(2, OPEN_MS + 7, symbol="LATEUSDT"))
+    rows = capture.conflator.take_tickers()
+    assert [int(e) // 1000 - OPEN_MS for e in rows["event_us"]] == [5, 6]
+    assert rows["symbol_id"].tolist() == [1, 2]
+    assert states(capture.conflator.take_klines()) == [(0, 3, 1), (1, 2, 0), (2, 7, 0)]
+
+
 def test_the_queue_of_closed_klines_is_bounded_and_counts_what_it_drops(capture: Capture) -> None:
     room = conflator_module.CLOSED_KLINES_MAX
     for minute in range(room + 3):

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +10,11 @@ from pathlib import Path
 import picows
 import pytest
 
-from tests.test_capture import Bench, trade
+from tests.test_capture import Bench, kline, ticker, trade
 from tradecore.feed._listener import MAX_MESSAGE_BYTES, FrameListener
 
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+NOW_MS = 1723161255343
 TEXT, BINARY, CONTINUATION, PING, PONG = 1, 2, 0, 9, 10
 
 
@@ -35,6 +37,7 @@ class Owner:
     control: list[bytes] = field(default_factory=list)
     shutdowns: list[int] = field(default_factory=list)
     disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+    pongs: int = 0
 
     def on_connected(self, transport: picows.WSTransport) -> None: ...
 
@@ -43,6 +46,9 @@ class Owner:
 
     def on_control(self, payload: bytes) -> None:
         self.control.append(payload)
+
+    def on_pong(self) -> None:
+        self.pongs += 1
 
     def on_server_shutdown(self, event_us: int) -> None:
         self.shutdowns.append(event_us)
@@ -79,25 +85,38 @@ class Wire:
             while self.bench.ids() != list(ids):
                 await asyncio.sleep(0.002)
 
+    async def deliver(self, *messages: bytes) -> None:
+        """Send messages and wait until the listener has taken all of them."""
+        data_frames = self.listener.data_frames + len(messages)
+        self.client.send(*(frame(TEXT, message) for message in messages))
+        async with asyncio.timeout(10):
+            while self.listener.data_frames < data_frames:
+                await asyncio.sleep(0.002)
+
+    def unconfirmed(self) -> list[str]:
+        found = self.listener.unconfirmed(range(len(SYMBOLS)))
+        return [SYMBOLS[i] for i in found]
+
     def refused(self) -> dict[str, int]:
         return {cause: n for cause, n in self.bench.capture.refused().items() if n}
 
 
 @asynccontextmanager
-async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+async def wire(tmp_path: Path, bench: Bench | None = None) -> AsyncIterator[Wire]:
     client = Client()
     server = await picows.ws_create_server(lambda _: client, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    bench, owner = Bench(tmp_path / "ring"), Owner()
+    epoch = 1 if bench is None else 2
+    known, owner = bench or Bench(tmp_path / "ring"), Owner()
     transport, listener = await picows.ws_connect(
-        lambda: FrameListener(bench.capture, owner, 0, 1),
+        lambda: FrameListener(known.capture, owner, 0, epoch),
         f"ws://127.0.0.1:{port}/stream",
         enable_auto_pong=False,
         max_frame_size=16 << 20,
     )
     await asyncio.wait_for(client.connected.wait(), 10)
     try:
-        yield Wire(bench, owner, client, listener)
+        yield Wire(known, owner, client, listener)
     finally:
         transport.disconnect(graceful=False)
         server.close()
@@ -160,6 +179,127 @@ async def test_control_replies_and_the_shutdown_notice_reach_the_owner(tmp_path:
         assert one.owner.control == replies
         assert one.owner.shutdowns == [1770123456789000]
         assert one.listener.data_frames == 1, "replies and notices are no data"
+
+
+async def test_pongs_reach_the_owner(tmp_path: Path) -> None:
+    async with wire(tmp_path) as one:
+        one.client.send(frame(PONG, b"x"), frame(PONG, b""), frame(TEXT, trade(1)))
+        await one.until_ids(1)
+        assert (one.owner.pongs, one.listener.pongs) == (2, 2)
+        assert one.listener.data_frames == 1
+
+
+@asynccontextmanager
+async def rollover(tmp_path: Path) -> AsyncIterator[tuple[Wire, Wire]]:
+    """An old connection that has delivered up to 100 of one symbol, and its successor."""
+    async with wire(tmp_path) as old, wire(tmp_path, old.bench) as new:
+        await old.deliver(trade(99), trade(100))
+        assert new.unconfirmed() == ["BTCUSDT", "ETHUSDT"], "it has shown nothing yet"
+        yield old, new
+
+
+async def test_a_trade_confirms_when_the_id_before_it_has_come(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new):
+        await new.deliver(trade(103))
+        assert "BTCUSDT" in new.unconfirmed(), "the old one owes 101 and 102"
+        await new.deliver(ticker(103, 9, NOW_MS), trade(104))
+        assert "BTCUSDT" in new.unconfirmed(), "what is told above the hole proves nothing"
+        await old.deliver(trade(101))
+        assert "BTCUSDT" in new.unconfirmed()
+        await old.deliver(trade(102))
+        assert "BTCUSDT" not in new.unconfirmed()
+        assert sorted(new.bench.ids()) == [99, 100, 101, 102, 103, 104]
+
+
+async def test_a_trade_that_both_have_confirms(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new):
+        await old.deliver(trade(101))
+        await new.deliver(trade(101))
+        assert "BTCUSDT" not in new.unconfirmed()
+
+
+async def test_ids_that_nobody_has_are_not_waited_for(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new):
+        await new.deliver(trade(103))
+        await old.deliver(trade(103))
+        assert "BTCUSDT" not in new.unconfirmed(), "the old one is past 102 and brings it no more"
+        assert new.bench.capture.track("BTCUSDT").hole == (101, 102)
+
+
+async def test_the_first_trades_of_a_symbol_confirm_when_both_have_them(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new):
+        await new.deliver(trade(7, "ETHUSDT"))
+        assert "ETHUSDT" in new.unconfirmed(), "the old one may owe 6"
+        await old.deliver(trade(7, "ETHUSDT"))
+        assert "ETHUSDT" not in new.unconfirmed()
+
+
+@pytest.mark.parametrize("trade_id", [0, 7])
+async def test_the_very_first_trade_or_the_next_of_the_ledger_confirms(
+    tmp_path: Path, trade_id: int
+) -> None:
+    async with rollover(tmp_path) as (_, new):
+        if trade_id:
+            new.bench.capture.seed("ETHUSDT", trade_id - 1, 0)
+        await new.deliver(trade(trade_id, "ETHUSDT"))
+        assert "ETHUSDT" not in new.unconfirmed()
+
+
+@pytest.mark.parametrize("tell", [ticker, kline])
+async def test_a_last_id_that_is_told_confirms_when_it_has_come(
+    tmp_path: Path, tell: Callable[[int, int, int], bytes]
+) -> None:
+    async with rollover(tmp_path) as (old, new):
+        await old.deliver(tell(100, 9, NOW_MS))
+        assert "BTCUSDT" in new.unconfirmed(), "only its own frames show that it delivers"
+        await new.deliver(tell(101, 9, NOW_MS + 1))
+        assert "BTCUSDT" in new.unconfirmed(), "101 is under way, or lost"
+        await old.deliver(trade(101))
+        assert "BTCUSDT" not in new.unconfirmed()
+
+
+async def test_a_quiet_symbol_is_confirmed_by_what_tells_no_trade(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (_, new):
+        await new.deliver(ticker(-1, 0, NOW_MS))
+        assert "BTCUSDT" not in new.unconfirmed()
+
+
+async def test_a_last_id_that_the_ledger_holds_confirms(tmp_path: Path) -> None:
+    async with wire(tmp_path) as old, wire(tmp_path, old.bench) as new:
+        await new.deliver(ticker(500, 9, NOW_MS))
+        assert "BTCUSDT" in new.unconfirmed()
+        old.bench.capture.seed("BTCUSDT", 500, 0)
+        assert "BTCUSDT" not in new.unconfirmed()
+
+
+async def test_a_connection_that_is_gone_owes_nothing(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new), wire(tmp_path, old.bench) as third:
+        await third.deliver(trade(103))
+        await new.deliver(trade(103))
+        assert "BTCUSDT" in new.unconfirmed()
+        old.client.transport.disconnect(graceful=False)
+        await asyncio.wait_for(old.owner.disconnected.wait(), 10)
+        assert "BTCUSDT" not in new.unconfirmed()
+
+
+async def test_symbols_that_come_later_are_confirmed_too(tmp_path: Path) -> None:
+    async with wire(tmp_path) as one:
+        await one.deliver(trade(0))
+        late = one.bench.ring.intern("LATEUSDT")
+        with pytest.raises(IndexError, match="no track for the symbol id 2"):
+            one.listener.unconfirmed([late])
+        one.bench.capture.grow()
+        assert one.listener.unconfirmed([0, late]) == [late]
+        await one.deliver(trade(0, "LATEUSDT"))
+        assert one.listener.unconfirmed([0, late]) == []
+
+
+async def test_an_id_far_below_shows_nothing(tmp_path: Path) -> None:
+    async with wire(tmp_path) as one:
+        one.bench.capture.seed("BTCUSDT", 9_000_000, 0)
+        await one.deliver(trade(0))
+        assert one.bench.count("far_below") == 1
+        assert one.listener.unconfirmed([0]) == [0]
 
 
 @pytest.mark.parametrize(

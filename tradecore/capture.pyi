@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tradecore._ring import RingBuffer
 from tradecore._symbols import SymbolTable
@@ -6,11 +7,37 @@ from tradecore.conflator import Conflator
 
 LATENCY_BOUNDS_US: tuple[int, ...]
 
+class Track(NamedTuple):
+    received: int
+    first_id: int | None
+    last_id: int | None
+    last_trade_us: int
+    last_recv_ns: int
+    hole: tuple[int, int] | None
+
+class Told(NamedTuple):
+    last_id: int
+    event_us: int
+    recv_ns: int
+    since_ns: int
+
+class LineUse(NamedTuple):
+    first: int
+    late: int
+    missing: int
+    lag_s_sum: float
+    lag_count: int
+
 class Capture:
     ring: RingBuffer
     conflator: Conflator
     symbols: SymbolTable
     def __init__(self, ring: RingBuffer, symbols: SymbolTable, conflator: Conflator) -> None: ...
+    def grow(self) -> None: ...
+    def seed(self, symbol: str, last_id: int, last_us: int) -> None: ...
+    def track(self, symbol: str) -> Track: ...
+    def told(self, symbol: str) -> Told: ...
+    def lines(self) -> tuple[LineUse, LineUse]: ...
     def wake_when(self, rows: int, wake: Callable[[], object]) -> None: ...
     def watch_high_water(self, rows: int, on_high_water: Callable[[], object]) -> None: ...
     def below_high_water(self) -> None: ...

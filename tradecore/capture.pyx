@@ -7,12 +7,23 @@ happens rarely (a refused frame to log, the flusher to wake, the high-water mark
 
 import logging
 from bisect import bisect_left
+from collections import namedtuple
+from weakref import WeakSet
 
 from libc.stdint cimport INT64_MAX
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
 
 from tradecore._fastparse import CAUSES
 
+from tradecore._arrivals cimport (
+    NOTHING,
+    TOLD_NOTHING,
+    TOLD_QUIET,
+    Arrivals,
+    arrival_t,
+    last_told,
+)
 from tradecore._event cimport (
     EVENT_CONTROL,
     EVENT_KLINE,
@@ -24,9 +35,22 @@ from tradecore._event cimport (
 from tradecore._fastparse cimport parse_event_c
 from tradecore._rows cimport (
     FLAG_AFTER_REFUSED,
+    FLAG_FAR_BELOW,
     FLAG_FIRST_OF_EPOCH,
     FLAG_FIRST_OF_RUN,
     trade_row_t,
+)
+from tradecore.sequence cimport (
+    DUPLICATE,
+    FAR_BELOW,
+    GAP,
+    LATE,
+    has_hole,
+    holds,
+    judge,
+    seed_sequence,
+    start_sequence,
+    take_id,
 )
 
 
@@ -62,8 +86,15 @@ BOUNDS_US[:] = LATENCY_BOUNDS_US
 cdef int[64] FIRST_BUCKET
 FIRST_BUCKET[:] = [bisect_left(LATENCY_BOUNDS_US, 1 << bits >> 1) for bits in range(64)]
 
-# Before the first id of a symbol; one below it must not be mistaken for the id before 0.
-cdef int64_t NO_ID = -2
+Track = namedtuple(
+    "Track", ("received", "first_id", "last_id", "last_trade_us", "last_recv_ns", "hole"),
+    module=__name__,
+)
+Told = namedtuple("Told", ("last_id", "event_us", "recv_ns", "since_ns"), module=__name__)
+LineUse = namedtuple(
+    "LineUse", ("first", "late", "missing", "lag_s_sum", "lag_count"), module=__name__
+)
+
 cdef int64_t REPORT_INTERVAL_NS = <int64_t>60_000_000_000
 cdef Py_ssize_t HEAD_BYTES = 120
 
@@ -85,21 +116,14 @@ cdef class Capture:
 
     def __init__(self, RingBuffer ring not None, SymbolTable symbols not None,
                  Conflator conflator not None):
-        """Track the symbols that are in the table now; a later one is refused as unknown."""
-        cdef uint32_t i
+        """Track the symbols that are in the table now; later ones after `grow()` only."""
         self.ring = ring
         self.symbols = symbols
         self.conflator = conflator
-        self._track_slots = len(symbols)
+        self._arrivals = WeakSet()
         if len(symbols) > conflator.symbol_slots:
             raise ValueError("the conflator has fewer slots than there are symbols")
-        self._tracks = <track_t *>calloc(max(1, self._track_slots), sizeof(track_t))
-        if self._tracks == NULL:
-            raise MemoryError
-        for i in range(self._track_slots):
-            # An empty run: every id is a new one and none is a duplicate.
-            self._tracks[i].run_first = INT64_MAX
-            self._tracks[i].run_last = NO_ID
+        self.grow()
 
     def __dealloc__(self):
         free(self._tracks)
@@ -113,13 +137,27 @@ cdef class Capture:
         status = parse_event_c(data, size, &self.symbols.table, &self._event)
         if status == EVENT_TRADE and self._event.trade.symbol_id < self._track_slots:
             self._take_trade(recv_ns, line, epoch)
+            if self._verdict == FAR_BELOW:
+                self._report_far_below(self._event.trade.symbol_id, self._event.trade.trade_id)
         elif status == EVENT_TICKER and self._event.ticker.symbol_id < self._track_slots:
             self._event.ticker.recv_ns = recv_ns
             self.conflator.put_ticker(&self._event.ticker)
+            self._note_told(
+                self._event.ticker.symbol_id,
+                last_told(self._event.ticker.last_id, self._event.ticker.trade_count),
+                self._event.ticker.event_us,
+                recv_ns,
+            )
             self._count.tickers += 1
         elif status == EVENT_KLINE and self._event.kline.symbol_id < self._track_slots:
             self._event.kline.recv_ns = recv_ns
             self.conflator.put_kline(&self._event.kline)
+            self._note_told(
+                self._event.kline.symbol_id,
+                last_told(self._event.kline.last_id, self._event.kline.trade_count),
+                self._event.kline.event_us,
+                recv_ns,
+            )
             self._count.klines += 1
         elif status == EVENT_CONTROL:
             self._count.controls += 1
@@ -134,18 +172,37 @@ cdef class Capture:
         cdef trade_row_t *trade = &self._event.trade
         cdef track_t *track = &self._tracks[trade.symbol_id]
         cdef int64_t trade_id = trade.trade_id
+        cdef int verdict = judge(&track.ids, trade_id, trade.trade_us)
+        cdef line_t *use = NULL
         cdef trade_row_t *slot
         cdef int64_t latency_us
         cdef int bucket
+        self._verdict = verdict
         self._count.trades += 1
-        if track.run_first <= trade_id <= track.run_last:
+        if verdict != FAR_BELOW and line < LINE_COUNT:
+            use = &self._lines[line]
+            if trade_id <= track.line_last[line]:
+                if verdict == DUPLICATE:
+                    # This line brought it before: two connections of it overlap.
+                    use = NULL
+            else:
+                if track.line_last[line] >= 0:
+                    use.missing += trade_id - track.line_last[line] - 1
+                track.line_last[line] = trade_id
+        if verdict == DUPLICATE:
             self._count.duplicate += 1
+            if use != NULL:
+                use.late += 1
+                if trade_id == track.ids.last and recv_ns >= track.last_recv_ns:
+                    use.lag_ns += recv_ns - track.last_recv_ns
+                    use.lag_count += 1
             return
         slot = self.ring.claim()
         if slot == NULL:
             # Refused, never overwritten: the next trade that finds room shows the hole.
             self._count.ring_full += 1
-            track.refused += 1
+            if verdict != FAR_BELOW:
+                track.refused += 1
             return
         slot.trade_id = trade_id
         slot.price_e8 = trade.price_e8
@@ -154,30 +211,36 @@ cdef class Capture:
         slot.recv_ns = recv_ns
         slot.symbol_id = trade.symbol_id
         slot.flags = trade.flags
-        if track.refused:
-            slot.flags |= FLAG_AFTER_REFUSED
-            track.refused = 0
-        if track.epoch != epoch:
-            slot.flags |= FLAG_FIRST_OF_EPOCH if track.epoch else FLAG_FIRST_OF_RUN
-            track.epoch = epoch
         slot.line = line
         slot.epoch = epoch
+        if verdict == FAR_BELOW:
+            # For the sink to park; it says nothing about the rows around it.
+            slot.flags |= FLAG_FAR_BELOW
+            self.ring.publish(slot)
+            self._count.far_below += 1
+            track.far_below += 1
+            return
+        if verdict == LATE:
+            # Late, or seen long ago: the ledger knows which.
+            self._count.out_of_order += 1
+        else:
+            # What came before is noted on the trades that a hole may precede.
+            if track.refused:
+                slot.flags |= FLAG_AFTER_REFUSED
+                track.refused = 0
+            if track.epoch != epoch:
+                slot.flags |= FLAG_FIRST_OF_EPOCH if track.epoch else FLAG_FIRST_OF_RUN
+                track.epoch = epoch
+            if verdict == GAP:
+                self._count.gaps += 1
+                self._count.missing += trade_id - track.ids.last - 1
+            track.last_trade_us = trade.trade_us
+            track.last_recv_ns = recv_ns
         self.ring.publish(slot)
         track.received += 1
-        if trade_id == track.run_last + 1:
-            track.run_last = trade_id
-        elif trade_id > track.run_last:
-            if track.run_last >= 0:
-                self._count.gaps += 1
-                self._count.missing += trade_id - track.run_last - 1
-            track.run_first = trade_id
-            track.run_last = trade_id
-        else:
-            # Before the run: late, or seen long ago. The ledger knows which.
-            self._count.out_of_order += 1
-            if trade_id == track.run_first - 1:
-                track.run_first = trade_id
-        track.last_trade_us = trade.trade_us
+        self._count.missing_arrived += take_id(&track.ids, trade_id, trade.trade_us, verdict)
+        if use != NULL:
+            use.first += 1
         latency_us = recv_ns // 1000 - self._event.event_us
         if latency_us < 0:
             # The venue's clock is ahead of ours: counted apart, never shown as zero.
@@ -189,6 +252,37 @@ cdef class Capture:
         self._latency[bucket] += 1
         self._count.latency_sum_us += latency_us
         self._count.latency_count += 1
+
+    cdef void _note_told(
+        self, uint32_t symbol_id, int64_t told_id, int64_t event_us, int64_t recv_ns
+    ) noexcept nogil:
+        cdef track_t *track = &self._tracks[symbol_id]
+        if told_id > track.told_id:
+            track.told_id = told_id
+            track.told_since_ns = recv_ns
+        elif told_id < track.told_id or event_us < track.told_event_us:
+            return
+        track.told_event_us = event_us
+        track.told_recv_ns = recv_ns
+
+    cdef int _report_far_below(self, uint32_t symbol_id, int64_t trade_id) except -1:
+        """Log the question, at most once a minute and symbol."""
+        cdef track_t *track = &self._tracks[symbol_id]
+        cdef int64_t now = tc_mono_ns()
+        if track.far_reported_ns and now - track.far_reported_ns < REPORT_INTERVAL_NS:
+            return 0
+        track.far_reported_ns = now
+        log.error(
+            "trade id far below the greatest one known: parked in dead_letters, not stored; if the "
+            "venue lists the symbol anew, move the rows of its former life to another name",
+            extra={
+                "symbol": self.symbols.name(symbol_id),
+                "trade_id": trade_id,
+                "greatest_id": track.ids.high_id,
+                "trades": track.far_below,
+            },
+        )
+        return 0
 
     cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0:
         """Count a frame that is not stored; log its head at most once per cause and minute."""
@@ -223,6 +317,94 @@ cdef class Capture:
             self._above_high_water = True
             self._on_high_water()
         return 0
+
+    def grow(self):
+        """Make room for the symbols that the table has by now; nothing known is lost."""
+        cdef uint32_t slots = max(1, len(self.symbols))
+        cdef track_t *tracks
+        cdef track_t *track
+        cdef uint32_t i
+        if slots <= self._track_slots:
+            return
+        self.conflator.grow(slots)
+        for arrivals in self._arrivals:
+            (<Arrivals>arrivals).grow(slots)
+        tracks = <track_t *>realloc(self._tracks, slots * sizeof(track_t))
+        if tracks == NULL:
+            raise MemoryError
+        self._tracks = tracks
+        for i in range(self._track_slots, slots):
+            track = &tracks[i]
+            memset(track, 0, sizeof(track_t))
+            start_sequence(&track.ids)
+            track.line_last[:] = [-1, -1]
+            track.seeded_id = -1
+            track.told_id = TOLD_QUIET
+        # Last: from now on frames of the new symbols are taken in.
+        self._track_slots = slots
+
+    def seed(self, str symbol not None, int64_t last_id, int64_t last_us):
+        """Tell the greatest id of a symbol in the ledger and its trade's time (0: not known).
+
+        It serves the far-below question, and tells what no connection owes. Raises KeyError for a
+        symbol without a track.
+        """
+        cdef track_t *track = self._track_of(symbol)
+        seed_sequence(&track.ids, last_id, last_us)
+        track.seeded_id = max(track.seeded_id, last_id)
+
+    cdef track_t *_track_of(self, str symbol) except NULL:
+        symbol_id = self.symbols.get(symbol)
+        if symbol_id is None or symbol_id >= self._track_slots:
+            raise KeyError(f"{symbol} has no track: intern it in the ring, then call grow()")
+        return &self._tracks[<uint32_t>symbol_id]
+
+    cdef Arrivals open_arrivals(self):
+        """Return what a new connection notes its trades in; it grows with the tracks."""
+        cdef Arrivals arrivals = Arrivals()
+        arrivals.grow(self._track_slots)
+        self._arrivals.add(arrivals)
+        return arrivals
+
+    cdef int close_arrivals(self, Arrivals arrivals) except -1:
+        """Say that the connection is gone: nothing is owed by it any more."""
+        self._arrivals.discard(arrivals)
+        return 0
+
+    cdef list unconfirmed(self, Arrivals mine, symbol_ids):
+        """Return the ids of those symbols for which closing the other connections may cost trades.
+
+        Once this connection has delivered a trade F it delivers all behind it, so only ids below F
+        can be lost: F-1 must have come, or the ledger must know as much; where it came from nobody
+        (the venue left it out, or it was lost), all others that deliver the symbol must be past it.
+        Before F, the greatest id told must have come, or none may have been told but silence.
+        Raises IndexError for a symbol without a track.
+        """
+        cdef list others = [arrivals for arrivals in self._arrivals if arrivals is not mine]
+        cdef list found = []
+        cdef uint32_t symbol_id
+        cdef arrival_t *row
+        cdef track_t *track
+        cdef bint confirmed
+        for number in symbol_ids:
+            if not 0 <= number < self._track_slots:
+                raise IndexError(f"no track for the symbol id {number}: call grow() first")
+            symbol_id = number
+            row = &mine.rows[symbol_id]
+            track = &self._tracks[symbol_id]
+            if row.first_id == 0:
+                confirmed = True
+            elif row.first_id != NOTHING:
+                confirmed = is_covered(track, row.first_id - 1) or all_past(
+                    others, symbol_id, row.first_id - 1
+                )
+            elif row.told_id == TOLD_NOTHING:
+                confirmed = False
+            else:
+                confirmed = row.told_id == TOLD_QUIET or is_covered(track, row.told_id)
+            if not confirmed:
+                found.append(number)
+        return found
 
     def wake_when(self, int64_t rows, wake):
         """Call `wake()` once, as soon as `rows` rows are pending at the end of a socket read."""
@@ -267,6 +449,8 @@ cdef class Capture:
             "out_of_order": self._count.out_of_order,
             "gaps": self._count.gaps,
             "missing": self._count.missing,
+            "missing_arrived": self._count.missing_arrived,
+            "far_below": self._count.far_below,
             "ring_full": self._count.ring_full,
             "early": self._count.early,
         }
@@ -284,11 +468,69 @@ cdef class Capture:
         return {
             self.symbols.name(i): (
                 self._tracks[i].received,
-                self._tracks[i].run_last if self._tracks[i].run_last >= 0 else None,
+                self._tracks[i].ids.last if self._tracks[i].received else None,
                 self._tracks[i].last_trade_us,
             )
-            for i in range(self._track_slots)
+            for i in range(min(self._track_slots, <uint32_t>len(self.symbols)))
         }
+
+    def track(self, str symbol not None):
+        """Return what is known of a symbol: the present unbroken run, and the ids missing between
+        it and the run before. Raises KeyError for a symbol without a track."""
+        cdef track_t *track = self._track_of(symbol)
+        came = track.received > 0
+        return Track(
+            track.received,
+            track.ids.first if came else None,
+            track.ids.last if came else None,
+            track.last_trade_us,
+            track.last_recv_ns,
+            (track.ids.before_last + 1, track.ids.first - 1) if has_hole(&track.ids) else None,
+        )
+
+    def told(self, str symbol not None):
+        """Return the greatest last trade id that a ticker or kline told (-1: none), the event time
+        and receive time of the newest that told it, and when the first came.
+
+        Receive times of 0: nothing came. Raises KeyError for a symbol without a track.
+        """
+        cdef track_t *track = self._track_of(symbol)
+        return Told(
+            track.told_id, track.told_event_us, track.told_recv_ns,
+            track.told_since_ns or track.told_recv_ns,
+        )
+
+    def lines(self):
+        """Return the use of both feed lines: arrivals that won, arrivals that came second, ids
+        jumped over, and how many seconds behind the winner (a sum, and of how many arrivals)."""
+        return tuple(
+            LineUse(
+                self._lines[i].first,
+                self._lines[i].late,
+                self._lines[i].missing,
+                self._lines[i].lag_ns / 1e9,
+                self._lines[i].lag_count,
+            )
+            for i in range(LINE_COUNT)
+        )
+
+
+cdef bint is_covered(const track_t *track, int64_t trade_id) noexcept nogil:
+    """Return whether an id came, or is none that a connection of this run could still bring."""
+    return holds(&track.ids, trade_id) or trade_id <= track.seeded_id
+
+
+cdef bint all_past(list others, uint32_t symbol_id, int64_t trade_id):
+    """Return whether connections deliver the symbol and each is at the id or behind it."""
+    cdef Arrivals arrivals
+    cdef bint found = False
+    for arrivals in others:
+        if arrivals.rows[symbol_id].last_id == NOTHING:
+            continue
+        if arrivals.rows[symbol_id].last_id < trade_id:
+            return False
+        found = True
+    return found
 
 
 def bench_ingest(Capture capture not None, list frames not None, int rounds):
@@ -315,8 +557,8 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
         for _ in range(rounds):
             capture.ring.release(capture.ring.pending)
             for k in range(capture._track_slots):
-                capture._tracks[k].run_first = INT64_MAX
-                capture._tracks[k].run_last = NO_ID
+                start_sequence(&capture._tracks[k].ids)
+                capture._tracks[k].line_last[:] = [-1, -1]
             start = tc_mono_ns()
             for i in range(count):
                 capture.ingest(data[i], sizes[i], recv_ns, 0, 0)

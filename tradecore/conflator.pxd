@@ -17,6 +17,7 @@ cdef class Conflator:
     cdef readonly int64_t closed_dropped
     cdef readonly int symbol_slots
 
+    cdef int _allocate(self, int symbol_slots) except -1
     cdef void put_ticker(self, const ticker_row_t *row) noexcept nogil
     cdef void put_kline(self, const kline_row_t *row) noexcept nogil
     cdef void _queue(self, const kline_row_t *row) noexcept nogil

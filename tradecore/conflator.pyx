@@ -24,23 +24,41 @@ cdef class Conflator:
     """Holds rows of `symbol_slots` symbols (ids below that number)."""
 
     def __init__(self, int symbol_slots):
-        cdef unsigned char[::1] tickers
-        cdef unsigned char[::1] klines
         cdef unsigned char[::1] closed
         if symbol_slots <= 0:
             raise ValueError("symbol_slots must be positive")
-        self.symbol_slots = symbol_slots
-        self._ticker_array = np.zeros(symbol_slots, TICKER_DTYPE)
-        self._kline_array = np.zeros(symbol_slots, KLINE_DTYPE)
+        self._allocate(symbol_slots)
         self._closed_array = np.zeros(CLOSED_CAPACITY, KLINE_DTYPE)
-        self._ticker_dirty = np.zeros(symbol_slots, np.uint8)
-        self._kline_dirty = np.zeros(symbol_slots, np.uint8)
-        tickers = self._ticker_array.view(np.uint8)
-        klines = self._kline_array.view(np.uint8)
         closed = self._closed_array.view(np.uint8)
-        self._tickers = <ticker_row_t *>&tickers[0]
-        self._klines = <kline_row_t *>&klines[0]
         self._closed = <kline_row_t *>&closed[0]
+
+    cdef int _allocate(self, int symbol_slots) except -1:
+        """Make room for so many symbols; what the present slots hold stays."""
+        cdef unsigned char[::1] data
+        tickers = np.zeros(symbol_slots, TICKER_DTYPE)
+        klines = np.zeros(symbol_slots, KLINE_DTYPE)
+        ticker_dirty = np.zeros(symbol_slots, np.uint8)
+        kline_dirty = np.zeros(symbol_slots, np.uint8)
+        if self.symbol_slots:
+            tickers[:self.symbol_slots] = self._ticker_array
+            klines[:self.symbol_slots] = self._kline_array
+            ticker_dirty[:self.symbol_slots] = self._ticker_dirty
+            kline_dirty[:self.symbol_slots] = self._kline_dirty
+        self._ticker_array = tickers
+        self._kline_array = klines
+        self._ticker_dirty = ticker_dirty
+        self._kline_dirty = kline_dirty
+        data = tickers.view(np.uint8)
+        self._tickers = <ticker_row_t *>&data[0]
+        data = klines.view(np.uint8)
+        self._klines = <kline_row_t *>&data[0]
+        self.symbol_slots = symbol_slots
+        return 0
+
+    def grow(self, int symbol_slots):
+        """Hold rows of more symbols; fewer than now changes nothing."""
+        if symbol_slots > self.symbol_slots:
+            self._allocate(symbol_slots)
 
     cdef void put_ticker(self, const ticker_row_t *row) noexcept nogil:
         """Keep `row` unless a newer one of its symbol is here already (order is not promised)."""

@@ -29,7 +29,8 @@ FLAG_FIRST_OF_RUN = 8
 FLAG_FIRST_OF_EPOCH = 16
 """The first trade of the symbol that another connection brought than the one before."""
 FLAG_FAR_BELOW = 32
-"""The id is far below the symbol's newest one: were the ids begun anew, or is it an old trade?"""
+"""Far below the greatest id known of the symbol, or older by id and newer by time: a question of
+re-listing. The row is parked, not stored."""
 FLAG_CLOSED = 1
 """Kline rows only: the venue's `x`, this candle is final."""
 

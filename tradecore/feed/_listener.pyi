@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from picows import WSListener
 
 from tradecore.capture import Capture
@@ -7,4 +9,6 @@ MAX_MESSAGE_BYTES: int
 class FrameListener(WSListener):
     last_data_ns: int
     data_frames: int
+    pongs: int
     def __init__(self, capture: Capture, owner: object, line: int, epoch: int) -> None: ...
+    def unconfirmed(self, symbol_ids: Sequence[int]) -> list[int]: ...

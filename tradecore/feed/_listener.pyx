@@ -2,7 +2,7 @@
 
 Everything that is not a data frame is rare and goes to the owner (a `connection.Connection`):
 `on_connected(transport)`, `on_disconnected(transport)`, `on_control(payload)`,
-`on_server_shutdown(event_us)`.
+`on_server_shutdown(event_us)`, `on_pong()`.
 """
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t
@@ -11,8 +11,19 @@ from picows import WSProtocolError
 
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from tradecore._event cimport BINARY, EVENT_CONTROL, EVENT_SHUTDOWN, EVENT_TRADE, OVERSIZED
+from tradecore._arrivals cimport Arrivals, last_told
+from tradecore._event cimport (
+    BINARY,
+    EVENT_CONTROL,
+    EVENT_KLINE,
+    EVENT_SHUTDOWN,
+    EVENT_TICKER,
+    EVENT_TRADE,
+    OVERSIZED,
+    event_t,
+)
 from tradecore.capture cimport Capture, mono_clock_ns, wall_clock_ns
+from tradecore.sequence cimport FAR_BELOW
 
 
 cdef Py_ssize_t MAX_MESSAGE = 1 << 20
@@ -26,6 +37,7 @@ cdef class FrameListener(WSListener):
 
     cdef Capture _capture
     cdef object _owner
+    cdef Arrivals _arrivals
     cdef uint16_t _line
     cdef uint32_t _epoch
     cdef int64_t _recv_ns
@@ -37,17 +49,30 @@ cdef class FrameListener(WSListener):
     cdef WSMsgType _fragments_type
     cdef readonly int64_t last_data_ns
     cdef readonly int64_t data_frames
+    cdef readonly int64_t pongs
 
     def __init__(self, Capture capture not None, owner, uint16_t line, uint32_t epoch):
         self._capture = capture
         self._owner = owner
         self._line = line
         self._epoch = epoch
+        self._arrivals = capture.open_arrivals()
+
+    def unconfirmed(self, symbol_ids):
+        """Return those of `symbol_ids` that this connection has not yet been seen to continue:
+        closing the others that carry them may cost trades.
+
+        A trade of this connection confirms when the id before it has come too, a ticker or kline
+        when the last trade id that it tells has come. Raises IndexError for a symbol unknown to
+        the capture.
+        """
+        return self._capture.unconfirmed(self._arrivals, symbol_ids)
 
     cpdef on_ws_connected(self, WSTransport transport):
         self._owner.on_connected(transport)
 
     cpdef on_ws_disconnected(self, WSTransport transport):
+        self._capture.close_arrivals(self._arrivals)
         self._owner.on_disconnected(transport)
 
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
@@ -81,11 +106,26 @@ cdef class FrameListener(WSListener):
         if status >= EVENT_TRADE and status < EVENT_SHUTDOWN:
             self.data_frames += 1
             self._had_data = True
+            self._note(status, &self._capture._event)
         elif status == EVENT_CONTROL:
             self._owner.on_control(data[:size])
         elif status == EVENT_SHUTDOWN:
             self._owner.on_server_shutdown(self._capture._event.event_us)
         return 0
+
+    cdef void _note(self, int status, const event_t *event) noexcept:
+        """Note what this connection has shown of a symbol."""
+        if status == EVENT_TRADE:
+            if self._capture._verdict != FAR_BELOW:
+                self._arrivals.trade(event.trade.symbol_id, event.trade.trade_id)
+        elif status == EVENT_TICKER:
+            self._arrivals.told(
+                event.ticker.symbol_id, last_told(event.ticker.last_id, event.ticker.trade_count)
+            )
+        elif status == EVENT_KLINE:
+            self._arrivals.told(
+                event.kline.symbol_id, last_told(event.kline.last_id, event.kline.trade_count)
+            )
 
     cdef int _on_other_frame(self, WSTransport transport, WSFrame frame) except -1:
         cdef WSMsgType kind = frame.msg_type
@@ -95,6 +135,9 @@ cdef class FrameListener(WSListener):
         if kind == WSMsgType.PING:
             # At once and without waiting for anything: the venue cuts who is late.
             transport.send_pong(frame.get_payload_as_bytes())
+        elif kind == WSMsgType.PONG:
+            self.pongs += 1
+            self._owner.on_pong()
         elif kind == WSMsgType.CLOSE:
             # A close without a code reads as 0, which must not go on the wire (RFC 6455, 7.4.1).
             transport.send_close(frame.get_close_code() or WSCloseCode.OK)
