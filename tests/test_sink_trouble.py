@@ -153,7 +153,7 @@ POINTS = (
     b"COPY ",
     b"INSERT INTO trade_coverage",
     b"INSERT INTO trade_gaps",
-    b"COMMIT",
+    b"COMMIT\0",
 )
 
 
@@ -177,6 +177,30 @@ async def test_cut_at_each_step(
         assert result == WriteResult(101, 0, 0, (hole,) if number else ()), point
         await db.check(*batches)
     assert proxy.hits == len(POINTS)
+
+
+@pytest.mark.parametrize("reply_first", [False, True])
+@pytest.mark.parametrize(
+    "point", [b"FOR UPDATE", b"FROM trade_gaps", b"UPDATE trade_gaps", b"COMMIT\0"]
+)
+async def test_closing_a_hole_is_cut(
+    db: Database, proxied: tuple[Proxy, Sink], point: bytes, reply_first: bool
+) -> None:
+    proxy, sink = proxied
+    rows = batch((0, 1, 1), (0, 20, 20))
+    await sink.write_trades(rows)
+    await sink._pool.expire_connections()
+    proxy.cut_at(point, reply_first=reply_first)
+    with pytest.raises(TransientStoreError):
+        await sink.close_absent("BTCUSDT", 5, 9, {"asked": 5})
+    was_closed = point == b"COMMIT\0" and reply_first
+    assert await sink.close_absent("BTCUSDT", 5, 9, {"asked": 5}) == (0 if was_closed else 5)
+    assert await db.gaps() == [
+        (2, 4, "unknown", "open", None),
+        (5, 9, "unknown", "absent", None),
+        (10, 19, "unknown", "open", None),
+    ]
+    await db.check(rows)
 
 
 async def test_cut_at_random_bytes(db: Database, proxied: tuple[Proxy, Sink]) -> None:
