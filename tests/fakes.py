@@ -54,6 +54,20 @@ class SimulatedExchange:
         state: dict[str, Any] = await self.get("/sim/state")
         return state
 
+    async def fault(self, name: str, **more: Any) -> dict[str, Any]:
+        """Order a fault of the running exchange; see `tradecore.simulate.live`."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.rest}/sim/fault", json={"fault": name, **more}) as response,
+        ):
+            body: dict[str, Any] = await response.json()
+            assert response.status == 200, body
+            return body
+
+    async def truth_now(self) -> Market:
+        """Return the market with the pauses that it has had by now."""
+        return Market(**(await self.state())["market"])
+
     async def next_event(self) -> dict[str, Any]:
         """Return the next JSON line that the exchange prints, such as `{"event":"done"}`."""
         return await _next_line(self.process)

@@ -10,7 +10,10 @@ from aiohttp import web
 
 from tradecore import clock
 from tradecore.errors import EXIT_OK, UsageError
+from tradecore.simulate.dumps import Dumps
+from tradecore.simulate.gate import Gate
 from tradecore.simulate.hub import Hub
+from tradecore.simulate.live import FaultDesk
 from tradecore.simulate.market import Market
 from tradecore.simulate.options import Options, add_arguments, epoch_us, options_from
 from tradecore.simulate.player import Player
@@ -46,9 +49,16 @@ class Exchange:
             self.player = Player(self.hub, self.source, options.rate > 0, self._report_done)
             self.player.prerender(options.prerender, options.prerender_micro)
         self.app = web.Application()
-        rest = Rest(self.hub, options, self.source, lambda: self.player.now_us)
-        rest.add_routes(self.app.router)
-        StreamServer(self.hub, options).add_routes(self.app.router)
+        self.gate = Gate(self.hub, options)
+        self.streams = StreamServer(self.hub, options)
+        player = self.player if isinstance(self.player, Player) else None
+        for part in (
+            Rest(self.gate, options, self.source, lambda: self.player.now_us),
+            Dumps(options, self.source, self.gate, lambda: self.player.now_us),
+            self.streams,
+            FaultDesk(self.streams, self.gate, player),
+        ):
+            part.add_routes(self.app.router)
         self.app.router.add_get("/sim/state", self._state)
 
     def description(self) -> dict[str, Any]:
@@ -64,7 +74,15 @@ class Exchange:
         if options.prerender and options.rate and options.epoch is None:
             start_us += options.prerender * _RENDER_US  # no trade is due before all are rendered
         rate = options.rate or options.virtual_rate
-        return Market(options.seed, options.symbol_list, rate, start_us, options.first_ids)
+        return Market(
+            options.seed,
+            options.symbol_list,
+            rate,
+            start_us,
+            options.first_ids,
+            options.absent,
+            options.absent_every,
+        )
 
     def _report_done(self) -> None:
         self.done = True
@@ -82,6 +100,11 @@ class Exchange:
                 "trades": self.source.total,
                 "done": self.done,
                 "connections": len(self.hub.connections),
+                "connects": self.streams.connects,
+                "refused": self.streams.refused,
+                "rest": dict(self.gate.requests),
+                "rest_while_banned": self.gate.limit.early[418],
+                "rest_while_limited": self.gate.limit.early[429],
                 "symbols": symbols,
                 "counts": dict(self.hub.counts),
             }

@@ -98,13 +98,16 @@ def render_trade(
     if _hit(faults.duplicate_every, position):
         counts["duplicate"] += 1
         yield frame(body)
-    poisoned = trade_pairs(symbol, (row[0], row[1] + POISON, *row[2:]), event_us, micro)
     if _hit(faults.garbage_every, position):
         turn = position // faults.garbage_every
-        kind = GARBAGE_KINDS[turn % len(GARBAGE_KINDS)]
         counts["garbage"] += 1
-        counts[f"garbage {kind}"] += 1
-        yield _GARBAGE[kind](symbol, poisoned, combined, turn)
+        counts[f"garbage {GARBAGE_KINDS[turn % len(GARBAGE_KINDS)]}"] += 1
+        yield junk_frame(turn, symbol, row, event_us, combined, micro)
+    if not (
+        _hit(faults.oversize_every, position) or _hit(faults.protocol_violation_every, position)
+    ):
+        return
+    poisoned = _poisoned(symbol, row, event_us, micro)
     if _hit(faults.oversize_every, position):
         counts["oversize"] += 1
         yield _whole(symbol, [*poisoned, ("z", '"' + "x" * OVERSIZE + '"')], combined)
@@ -114,6 +117,18 @@ def render_trade(
         counts["protocol violation"] += 1
         counts[f"protocol violation {kind}"] += 1
         yield _VIOLATIONS[kind](_text(symbol, poisoned, combined).encode("utf-8"))
+
+
+def junk_frame(
+    turn: int, symbol: str, row: Row, event_us: int, combined: bool, micro: bool
+) -> bytes:
+    """Return a junk frame that resembles this trade; the kinds follow each other by `turn`."""
+    kind = GARBAGE_KINDS[turn % len(GARBAGE_KINDS)]
+    return _GARBAGE[kind](symbol, _poisoned(symbol, row, event_us, micro), combined, turn)
+
+
+def _poisoned(symbol: str, row: Row, event_us: int, micro: bool) -> Pairs:
+    return trade_pairs(symbol, (row[0], row[1] + POISON, *row[2:]), event_us, micro)
 
 
 def _variant(

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from tradecore.simulate.edits import Edits
 from tradecore.simulate.frames import frame, wrap
 
 
@@ -14,6 +15,7 @@ class Subscriber(Protocol):
     streams: dict[str, None]
     combined: bool
     micro: bool
+    edits: Edits
 
     def write(self, data: bytes) -> None:
         """Send whole frames."""

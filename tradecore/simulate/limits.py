@@ -29,9 +29,32 @@ class WeightLimit:
     _used: int = 0
     _refused: int = 0
     _banned_until_s: float = field(default=0.0)
+    _told_s: dict[int, float] = field(default_factory=dict)
+    early: dict[int, int] = field(default_factory=lambda: {429: 0, 418: 0})
+    """Requests that came although a 429 or 418 had told to wait longer: a good client has none."""
 
     def charge(self, weight: int) -> Verdict:
         """Book a request; the verdict's status is 200, 429 or 418."""
+        self._note_early()
+        verdict = self._judged(weight)
+        self.answered(verdict.status, verdict.retry_after_s)
+        return verdict
+
+    def answered(self, status: int, retry_after_s: float) -> None:
+        """Note that a client has been told to wait."""
+        if status in self.early:
+            self._told_s[status] = clock.mono_ns() / 1e9 + retry_after_s
+
+    def ban(self, seconds: float) -> None:
+        """Answer 418 for so long, whatever the weight."""
+        self._banned_until_s = clock.wall_ns() / 1e9 + seconds
+
+    def _note_early(self) -> None:
+        now_s = clock.mono_ns() / 1e9
+        for status, until_s in self._told_s.items():
+            self.early[status] += now_s < until_s
+
+    def _judged(self, weight: int) -> Verdict:
         now_s = clock.wall_ns() / 1e9
         if int(now_s // 60) != self._minute:
             self._minute, self._used, self._refused = int(now_s // 60), 0, 0

@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tradecore.simulate.absences import Absences
+from tradecore.simulate.pauses import Pauses, described
 from tradecore.simulate.profiles import DEFAULT_SYMBOLS, Profile, hash64, is_quiet, profile_of
 from tradecore.simulate.words import E8, MINUTE_US, Candle, Row, Trade, merge
 
@@ -23,8 +25,10 @@ _BITS = 10
 _BLOCK = 1 << _BITS
 _QUIET_BLOCK_NS = round(_BLOCK / QUIET_RATE * 1e9)
 _Ints = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
 _Words = npt.NDArray[np.uint64]
 _POSITIONS: _Words = np.arange(_BLOCK, dtype=np.uint64)
+_INSIDE: _Ints = np.arange(_BLOCK)
 _OCTAVES = ((20, 8), (16, 6), (12, 4), (8, 2), (4, 0))  # (period, weight) as powers of two
 _GROUP_SIZES: _Ints = np.repeat(
     np.array([1, 2, 3, 5, 12, 40, 0]), np.array([700, 180, 80, 41, 16, 6, 1])
@@ -37,7 +41,20 @@ class _Block:
     times: _Ints
     ticks: _Ints
     steps: _Ints
-    maker: npt.NDArray[np.bool_]
+    maker: _Bools
+    present: _Bools | None
+    """None: the venue has them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Trades of one block that the venue has, as it prints them."""
+
+    ids: _Ints
+    times: _Ints
+    ticks: _Ints
+    steps: _Ints
+    maker: _Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +114,17 @@ class Market:
         rate: float = 100.0,
         epoch_us: int = 1_767_225_600_000_000,
         first_id: Mapping[str, int] | None = None,
+        absent: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        absent_every: int = 0,
+        pauses: Mapping[str, Sequence[Sequence[int | None]]] | None = None,
     ) -> None:
         self.seed = seed
         self.symbols = tuple(symbols)
         self.rate = rate
         self.epoch_us = epoch_us
         self.first_ids = dict(first_id or {})
+        self.absences = Absences(absent, absent_every)
+        self.pauses = Pauses(pauses)
         busy = [s for s in self.symbols if not is_quiet(s)]
         self._shares = {s: 1 / (1 + rank) for rank, s in enumerate(busy)}
         self._share_sum = sum(self._shares.values()) or 1.0
@@ -118,6 +140,9 @@ class Market:
             "rate": self.rate,
             "epoch_us": self.epoch_us,
             "first_id": self.first_ids,
+            "absent": self.absences.ranges,
+            "absent_every": self.absences.every,
+            **described(self.pauses),
         }
 
     def profile(self, symbol: str) -> Profile:
@@ -131,6 +156,7 @@ class Market:
     def next_id(self, symbol: str, at_us: int) -> int:
         """Return the id after the last trade whose time is <= `at_us`."""
         line = self._line(symbol)
+        at_us = self.pauses.inner_us(symbol, at_us)
         index = (at_us - self.epoch_us) * 1000 // line.block_ns
         if index < 0:
             return line.first_id
@@ -143,39 +169,56 @@ class Market:
     def trade_us(self, symbol: str, trade_id: int) -> int:
         """Return the time of a trade in microseconds since 1970."""
         position = self._position(symbol, trade_id)
-        return int(self._block(symbol, position >> _BITS).times[position & (_BLOCK - 1)])
+        at = position & (_BLOCK - 1)
+        times = self._block(symbol, position >> _BITS).times[at : at + 1]
+        return int(self.pauses.outer_us(symbol, times)[0])
 
     def trade(self, symbol: str, trade_id: int) -> Trade:
-        """Return one trade; ValueError if the id lies before the symbol's first one."""
+        """Return one trade; ValueError if the id lies before the symbol's first one.
+
+        IndexError if the venue does not have it.
+        """
         return self.trades(symbol, trade_id, trade_id + 1)[0]
 
+    def has(self, symbol: str, trade_id: int) -> bool:
+        """Tell whether the venue has this id at all."""
+        position = self._position(symbol, trade_id)
+        present = self._block(symbol, position >> _BITS).present
+        return present is None or bool(present[position & (_BLOCK - 1)])
+
+    def count(self, symbol: str, first_id: int, end_id: int) -> int:
+        """Return how many of the ids `first_id` .. `end_id - 1` exist."""
+        if not self.absences.every and symbol not in self.absences.ranges:
+            return max(0, end_id - first_id)
+        return sum(len(part.ids) for part in self._parts(symbol, first_id, end_id))
+
     def trades(self, symbol: str, first_id: int, end_id: int) -> list[Trade]:
-        """Return the trades `first_id` .. `end_id - 1`."""
+        """Return the trades `first_id` .. `end_id - 1` that the venue has."""
         line = self._line(symbol)
         return [
             Trade(symbol, trade_id, ticks * line.tick_e8, steps * line.step_e8, trade_us, maker)
-            for start, block, lo, hi in self._parts(symbol, first_id, end_id)
+            for part in self._parts(symbol, first_id, end_id)
             for trade_id, trade_us, ticks, steps, maker in zip(
-                range(start, start + hi - lo),
-                block.times[lo:hi].tolist(),
-                block.ticks[lo:hi].tolist(),
-                block.steps[lo:hi].tolist(),
-                block.maker[lo:hi].tolist(),
+                part.ids.tolist(),
+                part.times.tolist(),
+                part.ticks.tolist(),
+                part.steps.tolist(),
+                part.maker.tolist(),
                 strict=True,
             )
         ]
 
     def rows(self, symbol: str, first_id: int, end_id: int) -> list[Row]:
-        """Return the trades `first_id` .. `end_id - 1` as text for printing."""
+        """Return the trades `first_id` .. `end_id - 1` that the venue has, for printing."""
         profile = self._line(symbol).profile
         rows: list[Row] = []
-        for start, block, lo, hi in self._parts(symbol, first_id, end_id):
+        for part in self._parts(symbol, first_id, end_id):
             rows += zip(
-                block.times[lo:hi].tolist(),
-                range(start, start + hi - lo),
-                _texts(block.ticks[lo:hi], profile.tick_decimals, profile.quote_precision),
-                _texts(block.steps[lo:hi], profile.step_decimals, profile.base_precision),
-                ["true" if m else "false" for m in block.maker[lo:hi].tolist()],
+                part.times.tolist(),
+                part.ids.tolist(),
+                _texts(part.ticks, profile.tick_decimals, profile.quote_precision),
+                _texts(part.steps, profile.step_decimals, profile.base_precision),
+                ["true" if m else "false" for m in part.maker.tolist()],
                 strict=True,
             )
         return rows
@@ -199,7 +242,7 @@ class Market:
             head += 1 << level
         if hi & (_BLOCK - 1):
             parts.append(self._fold(symbol, tail, 0, hi & (_BLOCK - 1)))
-        return merge(parts)
+        return merge(found) if (found := [part for part in parts if part]) else None
 
     def minute(self, symbol: str, open_us: int) -> Candle | None:
         """Return the candle of the whole minute that begins at `open_us`."""
@@ -212,17 +255,28 @@ class Market:
             raise ValueError(f"trade {trade_id} lies before the first trade of {symbol}")
         return position
 
-    def _parts(
-        self, symbol: str, first_id: int, end_id: int
-    ) -> Iterator[tuple[int, _Block, int, int]]:
-        """Yield (first id, block, from, to) for each block that the range touches."""
+    def _parts(self, symbol: str, first_id: int, end_id: int) -> Iterator[_Part]:
+        """Yield what exists of the range, block by block."""
         base = self._line(symbol).first_id
         at, end = self._position(symbol, first_id), end_id - base
         while at < end:
             index, lo = at >> _BITS, at & (_BLOCK - 1)
             hi = min(_BLOCK, lo + end - at)
-            yield base + at, self._block(symbol, index), lo, hi
+            yield self._part(symbol, index, lo, hi)
             at += hi - lo
+
+    def _part(self, symbol: str, index: int, lo: int, hi: int) -> _Part:
+        block = self._block(symbol, index)
+        cut: slice | _Ints = slice(lo, hi)
+        if block.present is not None:
+            cut = _INSIDE[lo:hi][block.present[lo:hi]]
+        return _Part(
+            _INSIDE[cut] + (self._line(symbol).first_id + (index << _BITS)),
+            self.pauses.outer_us(symbol, block.times[cut]),
+            block.ticks[cut],
+            block.steps[cut],
+            block.maker[cut],
+        )
 
     def _start_us(self, line: _Line, index: int) -> int:
         return self.epoch_us + index * line.block_ns // 1000
@@ -251,7 +305,7 @@ class Market:
         starts = np.cumsum(sizes) - sizes
         groups = int(starts.searchsorted(_BLOCK))  # those that begin inside the block
         of_group = np.repeat(np.arange(groups), sizes[:groups])[:_BLOCK]
-        inside = _POSITIONS.astype(np.int64) - starts[of_group]
+        inside = _INSIDE - starts[of_group]
 
         jitter = ((grouping >> np.uint64(20)) & np.uint64(1023)).astype(np.int64)[:groups]
         moments = (np.arange(groups) << 10) + jitter
@@ -270,26 +324,30 @@ class Market:
         steps = (sizes_64 >> (random >> np.uint64(32) & np.uint64(7))).astype(np.int64) + 1
         if profile.extreme_steps:
             steps[random >> np.uint64(55) == 0] = profile.extreme_steps
-        return _Block(times[of_group], np.maximum(ticks, 1), steps, maker)
+        base = line.first_id
+        present = self.absences.present(symbol, base, base + (index << _BITS), _BLOCK)
+        return _Block(times[of_group], np.maximum(ticks, 1), steps, maker, present)
 
-    def _make_node(self, symbol: str, level: int, index: int) -> Candle:
+    def _make_node(self, symbol: str, level: int, index: int) -> Candle | None:
         """Return the candle of 2**level whole blocks: a node of the tree of sums."""
         if level == 0:
             return self._fold(symbol, index, 0, _BLOCK)
         halves = (self._node(symbol, level - 1, 2 * index + side) for side in (0, 1))
-        return merge(list(halves))
+        return merge(found) if (found := [half for half in halves if half]) else None
 
-    def _fold(self, symbol: str, index: int, lo: int, hi: int) -> Candle:
-        line, block = self._line(symbol), self._block(symbol, index)
-        ticks, steps, taker_buys = block.ticks[lo:hi], block.steps[lo:hi], ~block.maker[lo:hi]
+    def _fold(self, symbol: str, index: int, lo: int, hi: int) -> Candle | None:
+        line, part = self._line(symbol), self._part(symbol, index, lo, hi)
+        ids, ticks, steps, taker_buys = part.ids, part.ticks, part.steps, ~part.maker
+        if not len(ids):
+            return None
         volume, quote = _dot(ticks, steps)
         bought, bought_quote = _dot(ticks[taker_buys], steps[taker_buys])
         tick, step = line.tick_e8, line.step_e8
         unit = tick * step // E8
-        first = line.first_id + (index << _BITS)
+        first, last = int(ids[0]), int(ids[-1])
         return Candle(
-            first + lo,
-            first + hi - 1,
+            first,
+            last,
             int(ticks[0]) * tick,
             int(ticks.max()) * tick,
             int(ticks.min()) * tick,
@@ -298,6 +356,7 @@ class Market:
             quote * unit,
             bought * step,
             bought_quote * unit,
+            last - first + 1 - len(ids),
         )
 
 

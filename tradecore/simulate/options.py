@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from ipaddress import ip_address
 from math import inf
 from pathlib import Path
@@ -53,7 +54,12 @@ class Options:
     rest_lag: float = _option(0.0, "age at which a trade shows up in historicalTrades")
     rest_keep: int = _option(0, "historicalTrades keeps only the newest n trades, 0 = all")
     rest_error_every: int = _option(0, "answer every n-th REST request with 503")
+    rest_hang: float = _option(0.0, "leave REST requests unanswered for so long after the start")
+    dump_broken_checksum: bool = _option(False, "serve daily dumps with wrong checksums")
+    dump_until: str | None = _option(None, "last day (YYYY-MM-DD) that has a daily dump")
+    absent_every: int = _option(0, "every n-th trade id of a symbol does not exist at all")
     first_ids: Mapping[str, int] = field(default_factory=dict)
+    absent: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
     @property
@@ -84,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[SYMBOL=]ID",
         help="id of the first trade, of all symbols or of one; may be repeated",
     )
+    parser.add_argument(
+        "--absent",
+        action="append",
+        default=[],
+        metavar="SYMBOL=FIRST-LAST",
+        help="ids that the venue does not have, neither live nor in REST or dumps; may be repeated",
+    )
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -91,7 +104,12 @@ def options_from(args: argparse.Namespace) -> Options:
     values = vars(args)
     faults = Faults(**{f.name: values[f.name] for f in fields(Faults)})
     plain = {f.name: values[f.name] for f in fields(Options) if "help" in f.metadata}
-    options = Options(**plain, first_ids=_first_ids(values["first_id"]), faults=faults)
+    options = Options(
+        **plain,
+        first_ids=_first_ids(values["first_id"]),
+        absent=_absent(values["absent"]),
+        faults=faults,
+    )
     if not options.symbol_list:
         raise UsageError("--symbols is empty: name at least one symbol, such as BTCUSDT")
     if options.rate < 0 or options.virtual_rate <= 0:
@@ -109,6 +127,13 @@ def options_from(args: argparse.Namespace) -> Options:
     if wrong:
         name = wrong[0].replace("_", "-")
         raise UsageError(f"--{name} must be a finite number of 0 or more")
+    if options.absent_every == 1:
+        raise UsageError("--absent-every must be 0 or at least 2")
+    if options.dump_until is not None:
+        try:
+            date.fromisoformat(options.dump_until)
+        except ValueError:
+            raise UsageError(f"--dump-until {options.dump_until} is no YYYY-MM-DD") from None
     if options.port > 65535:
         raise UsageError(f"--port {options.port} is no port: use 1 to 65535, or 0 for any")
     if options.host != "localhost":
@@ -142,3 +167,14 @@ def _first_ids(texts: list[str]) -> dict[str, int]:
             raise UsageError(f"--first-id {text} is wrong: use ID or SYMBOL=ID, ID >= 0")
         ids[symbol or "*"] = int(number)
     return ids
+
+
+def _absent(texts: list[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+    ranges: dict[str, tuple[tuple[int, int], ...]] = {}
+    for text in texts:
+        symbol, _, span = text.rpartition("=")
+        first, _, last = span.partition("-")
+        if not (symbol and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise UsageError(f"--absent {text} is wrong: use SYMBOL=FIRST-LAST, first <= last")
+        ranges[symbol] = (*ranges.get(symbol, ()), (int(first), int(last)))
+    return ranges

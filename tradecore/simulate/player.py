@@ -6,19 +6,15 @@ the slowest client reads.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
-from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 from tradecore import clock
-from tradecore.simulate.faults import Faults, render_trade
-from tradecore.simulate.frames import kline_payload, lower, ticker_payload, trade_frames, upper
+from tradecore.simulate.chunks import Chunk, Variant, render_chunk, render_pieces
+from tradecore.simulate.frames import kline_payload, lower, ticker_payload, upper
 from tradecore.simulate.hub import Hub, Subscriber
-from tradecore.simulate.market import Market
 from tradecore.simulate.summaries import INTERVALS_US, candle_at, day_at
 from tradecore.simulate.tape import Due, Tape
-from tradecore.simulate.words import Row
 
 STEP_US = 5_000
 """How often a paced market sends; a trade is at most this late."""
@@ -28,16 +24,6 @@ _KLINE_US = 2_000_000
 _CATCH_UP_STEPS = 200
 
 _T = TypeVar("_T")
-
-Variant = tuple[frozenset[str], bool, bool]
-"""Symbols, combined mode, microseconds: connections that agree in these get the same bytes."""
-
-
-class Chunk(NamedTuple):
-    """The frames of one step for one variant, and the faults in them."""
-
-    data: bytes
-    counts: Counter[str]
 
 
 class _Ready(NamedTuple):
@@ -50,57 +36,6 @@ def parse_stream(name: str) -> tuple[str, str] | None:
     symbol, _, kind = name.partition("@")
     known = kind in ("trade", "ticker") or kind.removeprefix("kline_") in INTERVALS_US
     return (upper(symbol), kind) if known and symbol and lower(symbol) == symbol else None
-
-
-def render_chunk(
-    market: Market, faults: Faults, due: Due, variant: Variant, event_us: int
-) -> Chunk:
-    """Render the due trades of the variant's symbols, in order of time across symbols."""
-    wanted, combined, micro = variant
-    runs = [run for run in due if run[0] in wanted]
-    counts: Counter[str] = Counter()
-    if faults.active:
-        return Chunk(_render_faulty(market, faults, runs, variant, event_us, counts), counts)
-    pairs: list[tuple[int, str]] = []
-    for symbol, first, end in runs:
-        rows = market.rows(symbol, first, end)
-        pairs += trade_frames(symbol, rows, event_us, combined, micro)
-    if len(runs) > 1:
-        pairs.sort(key=itemgetter(0))
-    return Chunk("".join([text for _, text in pairs]).encode("latin-1"), counts)
-
-
-def _render_faulty(
-    market: Market,
-    faults: Faults,
-    runs: Due,
-    variant: Variant,
-    event_us: int,
-    counts: Counter[str],
-) -> bytes:
-    held: dict[str, Row] = {}
-    entries: list[tuple[int, str, Row]] = []
-    for symbol, first, end in runs:
-        before = first - 1 - market.first_id(symbol)
-        if before >= 0 and faults.delayed(before):
-            held[symbol] = market.rows(symbol, first - 1, first)[0]
-        entries += [(row[0], symbol, row) for row in market.rows(symbol, first, end)]
-    entries.sort(key=itemgetter(0))
-    out: list[bytes] = []
-    _, combined, micro = variant
-    for _, symbol, row in entries:
-        base = market.first_id(symbol)
-        late = held.pop(symbol, None)
-        if faults.delayed(row[1] - base):
-            held[symbol] = row
-            counts["reorder"] += 1
-        else:
-            position = row[1] - base
-            out += render_trade(faults, symbol, position, row, event_us, combined, micro, counts)
-        if late:
-            position = late[1] - base
-            out += render_trade(faults, symbol, position, late, event_us, combined, micro, counts)
-    return b"".join(out)
 
 
 class Player:
@@ -144,6 +79,11 @@ class Player:
             if due := scratch.advance(at_us):
                 chunk = render_chunk(market, self.tape.faults, due, variant, at_us)
                 self._ready[at_us] = _Ready(due, chunk)
+
+    def market_changed(self) -> None:
+        """Take in a change of the market's pauses; what was rendered before is thrown away."""
+        self._ready.clear()
+        self.tape.resume()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -211,6 +151,11 @@ class Player:
             ready = None
             due = self.tape.advance(end_us)
         for variant, members in self._groups.items() if due else ():
+            if edited := [member for member in members if member.edits.active]:
+                self._send_edited(edited, due, variant, end_us)
+                members = [member for member in members if member not in edited]
+            if not members:
+                continue
             if ready and variant == (self._listed, True, False):
                 chunk = ready.chunk
             else:
@@ -220,6 +165,15 @@ class Player:
                 self.hub.counts.update(chunk.counts)
         if self.tape.stopped_us is not None and not stopped:
             self._on_done()
+
+    def _send_edited(
+        self, members: list[Subscriber], due: Due, variant: Variant, end_us: int
+    ) -> None:
+        """Send to connections whose trades are skipped, doubled or changed by hand."""
+        tape, counts = self.tape, self.hub.counts
+        pieces = render_pieces(tape.market, tape.faults, due, variant, end_us, counts)
+        for member in members:
+            member.write(member.edits.apply(pieces, variant, end_us, counts))
 
     def _send_tickers(self, start_us: int, end_us: int) -> None:
         for name, symbol in _slots(self._tickers, start_us, end_us, _TICKER_US):

@@ -36,6 +36,10 @@ class Proof:
     sent: int = 0
     stored: int = 0
     equal: int = 0
+    missing: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    """Stored with another value, or never sent at all."""
     differences: list[str] = field(default_factory=list)
     """The first few, in words."""
 
@@ -53,15 +57,18 @@ class Proof:
 async def prove(
     conn: Connection, market: Market, sent: Mapping[str, tuple[int, int]]
 ) -> dict[str, Proof]:
-    """Compare the table with the trades `sent`: symbol -> (first id, last id)."""
+    """Compare the table with the trades `sent`: symbol -> (first id, last id).
+
+    Ids that the market does not have (`Market.absences`) must not be stored.
+    """
     proofs = {symbol: Proof() for symbol in sent}
     for symbol, (first_id, last_id) in sent.items():
         proof = proofs[symbol]
-        proof.sent = last_id - first_id + 1
+        proof.sent = market.count(symbol, first_id, last_id + 1)
         for start in range(first_id, last_id + 1, CHUNK_ROWS):
             end = min(start + CHUNK_ROWS, last_id + 1)
             rows = await conn.fetch(_QUERY, symbol, start, end - 1)
-            _compare(proof, market.trades(symbol, start, end), rows)
+            _compare(proof, symbol, market.trades(symbol, start, end), rows)
         others, example = await conn.fetchrow(
             _OTHERS,
             symbol,
@@ -69,6 +76,7 @@ async def prove(
             last_id,
         )
         proof.stored += others
+        proof.wrong += others
         if others:
             proof.differ(
                 f"{symbol}: {others} rows that were never sent, such as {example};"
@@ -77,17 +85,19 @@ async def prove(
     return proofs
 
 
-def _compare(proof: Proof, trades: list[Trade], rows: list[Any]) -> None:
+def _compare(proof: Proof, symbol: str, trades: list[Trade], rows: list[Any]) -> None:
     proof.stored += len(rows)
     found: dict[int, Any] = {}
     for row in rows:
         if row["trade_id"] in found:
-            proof.differ(f"{trades[0].symbol} {row['trade_id']}: stored twice")
+            proof.doubled += 1
+            proof.differ(f"{symbol} {row['trade_id']}: stored twice")
         found[row["trade_id"]] = row
     for trade in trades:
-        row = found.get(trade.trade_id)
+        row = found.pop(trade.trade_id, None)
         if row is None:
-            proof.differ(f"{trade.symbol} {trade.trade_id}: missing")
+            proof.missing += 1
+            proof.differ(f"{symbol} {trade.trade_id}: missing")
             continue
         want = (
             _EPOCH + timedelta(microseconds=trade.trade_us),
@@ -99,4 +109,8 @@ def _compare(proof: Proof, trades: list[Trade], rows: list[Any]) -> None:
         if got == want:
             proof.equal += 1
         else:
-            proof.differ(f"{trade.symbol} {trade.trade_id}: sent {want}, stored {got}")
+            proof.wrong += 1
+            proof.differ(f"{symbol} {trade.trade_id}: sent {want}, stored {got}")
+    for trade_id in found:
+        proof.wrong += 1
+        proof.differ(f"{symbol} {trade_id}: stored, and the venue has no such trade")

@@ -9,11 +9,17 @@ from aiohttp import web
 
 from tradecore import clock
 from tradecore.simulate.frames import decimal, stamp
-from tradecore.simulate.hub import Hub
-from tradecore.simulate.limits import WeightLimit
+from tradecore.simulate.gate import Gate, reply
 from tradecore.simulate.options import Options
-from tradecore.simulate.summaries import INTERVALS_US, Source, candle_at, day_at
-from tradecore.simulate.words import Candle
+from tradecore.simulate.summaries import (
+    INTERVALS_US,
+    Source,
+    candle_at,
+    day_at,
+    downward,
+    upward,
+)
+from tradecore.simulate.words import Candle, Trade
 
 _SYMBOL = re.compile(r"[\w\-.]{1,50}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
@@ -82,14 +88,12 @@ class Rest:
     """Answers REST requests from a source of trades."""
 
     def __init__(
-        self, hub: Hub, options: Options, source: Source, now_us: Callable[[], int]
+        self, gate: Gate, options: Options, source: Source, now_us: Callable[[], int]
     ) -> None:
-        self._hub = hub
+        self._gate = gate
         self._options = options
         self._source = source
         self._now_us = now_us
-        self._limit = WeightLimit(options.weight_limit, options.ban_seconds)
-        self._requests = 0
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Put the REST paths on a router."""
@@ -116,24 +120,14 @@ class Rest:
         handler: Callable[[Query], Any],
         allowed: set[str],
     ) -> Callable[[web.Request], Any]:
-        """Wrap a handler with weights, bans, injected errors and the error bodies."""
+        """Wrap a handler with the gate and the error bodies."""
 
         async def answer(request: web.Request) -> web.Response:
             values = dict(request.query)
-            verdict = self._limit.charge(weight(values))
-            headers = {
-                "X-MBX-USED-WEIGHT": str(verdict.used),
-                "X-MBX-USED-WEIGHT-1M": str(verdict.used),
-            }
-            if verdict.status != 200:
-                self._hub.counts[f"rest {verdict.status}"] += 1
-                headers["Retry-After"] = str(verdict.retry_after_s)
-                return _error(verdict.status, -1003, verdict.message, headers)
-            self._requests += 1
-            every = self._options.rest_error_every
-            if every and self._requests % every == 0:
-                self._hub.counts["rest 503"] += 1
-                return _error(503, -1000, "Unknown error, please check your request.", headers)
+            endpoint = request.path.rpartition("/api/v3/")[2]
+            headers = await self._gate.enter(endpoint, weight(values))
+            if isinstance(headers, web.Response):
+                return headers
             unit = request.headers.get("X-MBX-TIME-UNIT", "MILLISECOND").upper()
             try:
                 if unknown := values.keys() - allowed:
@@ -142,8 +136,8 @@ class Rest:
                     raise ApiError(-1104, f"Not all sent parameters were read; {message}")
                 body = handler(Query(values, unit == "MICROSECOND"))
             except ApiError as exc:
-                return _error(400, exc.code, str(exc), headers)
-            return _reply(200, body, headers)
+                return reply(400, {"code": exc.code, "msg": str(exc)}, headers)
+            return self._gate.answer(endpoint, body, headers)
 
         return answer
 
@@ -229,24 +223,27 @@ class Rest:
     def _newest_trades(self, query: Query) -> Any:
         symbol = self._symbol(query.values.get("symbol"))
         end = self._source.next_id(symbol, self._now_us())
-        first = max(end - query.limit(), self._source.first_id(symbol))
-        return self._rows(query, symbol, first, end)
+        oldest = self._source.first_id(symbol)
+        return self._rows(query, downward(self._source, symbol, oldest, end, query.limit()))
 
     def _historical_trades(self, query: Query) -> Any:
         """Serve `limit` trades from `fromId` on; ids that are gone are skipped silently."""
         symbol = self._symbol(query.values.get("symbol"))
         limit, asked = query.limit(), query.number("fromId")
-        end = self._source.next_id(symbol, self._now_us() - round(self._options.rest_lag * 1e6))
+        end = self._source.next_id(symbol, self._now_us() - round(self._gate.lag_s * 1e6))
         oldest = self._source.first_id(symbol)
         if self._options.rest_keep:
             oldest = max(oldest, end - self._options.rest_keep)
-        first = max(oldest, end - limit if asked is None else asked)
-        return self._rows(query, symbol, first, min(first + limit, end))
+        if asked is None:
+            trades = downward(self._source, symbol, oldest, end, limit)
+        else:
+            trades = upward(self._source, symbol, max(oldest, asked), end, limit)
+        return self._rows(query, trades)
 
-    def _rows(self, query: Query, symbol: str, first: int, end: int) -> list[dict[str, Any]]:
-        if end <= first:
+    def _rows(self, query: Query, trades: list[Trade]) -> list[dict[str, Any]]:
+        if not trades:
             return []
-        price, size = self._precisions(symbol)
+        price, size = self._precisions(trades[0].symbol)
         return [
             {
                 "id": trade.trade_id,
@@ -257,7 +254,7 @@ class Rest:
                 "isBuyerMaker": trade.buyer_is_maker,
                 "isBestMatch": True,
             }
-            for trade in self._source.trades(symbol, first, end)
+            for trade in trades
         ]
 
     def _precisions(self, symbol: str) -> tuple[int, int]:
@@ -275,10 +272,10 @@ class Rest:
         length_us, limit, now_us = INTERVALS_US[interval], query.limit(), self._now_us()
         start_us, end_us = query.time_us("startTime"), query.time_us("endTime")
         oldest = self._source.first_id(symbol)
-        if self._source.next_id(symbol, now_us) <= oldest:
+        begun = upward(self._source, symbol, oldest, self._source.next_id(symbol, now_us), 1)
+        if not begun:
             return []
-        begin_us = self._source.trades(symbol, oldest, oldest + 1)[0].trade_us
-        first = begin_us // length_us
+        first = begun[0].trade_us // length_us
         last = min(now_us, now_us if end_us is None else end_us) // length_us
         if start_us is not None:
             first = max(first, -(-start_us // length_us))
@@ -345,12 +342,3 @@ def _ticker_weight(values: dict[str, str]) -> int:
     if not asked or asked > 100:
         return 80
     return 2 if asked <= 20 else 40
-
-
-def _reply(status: int, body: Any, headers: dict[str, str]) -> web.Response:
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-    return web.Response(status=status, text=text, headers=headers, content_type="application/json")
-
-
-def _error(status: int, code: int, message: str, headers: dict[str, str]) -> web.Response:
-    return _reply(status, {"code": code, "msg": message}, headers)

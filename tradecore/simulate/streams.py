@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any
 
 from aiohttp import WSMsgType, web
@@ -11,6 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from tradecore import clock
 from tradecore.simulate.control import MAX_STREAMS, TooManyStreams, answer, is_stream_name
+from tradecore.simulate.edits import Edits
 from tradecore.simulate.frames import PING, PONG, frame, stamp, wrap
 from tradecore.simulate.hub import Hub
 from tradecore.simulate.options import Options
@@ -24,6 +28,7 @@ _MAX_BACKLOG_BYTES = 64 << 20
 _DRAIN_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 2.0
 _POLICY_VIOLATION = 1008
+_numbers = count()
 
 
 class Connection:
@@ -42,6 +47,11 @@ class Connection:
         self.streams: dict[str, None] = {}
         self.combined = combined
         self.micro = micro
+        self.edits = Edits()
+        self.number = next(_numbers)
+        """Rises with each new connection."""
+        self.answers_pings = True
+        """False: neither answers pings nor sends any; data still flow."""
         self._hub = hub
         self._options = options
         self._response = response
@@ -102,7 +112,7 @@ class Connection:
             await self._close("Too many requests")
             return
         self._received.append(now)
-        if kind is WSMsgType.PING:
+        if kind is WSMsgType.PING and self.answers_pings:
             self.write(frame(bytes(data), PONG))
         elif kind is WSMsgType.PONG:
             if bytes(data) in self._unanswered:  # answering the newest ping is enough
@@ -129,8 +139,8 @@ class Connection:
         self._later(options.ping_interval, self._ping)
         for age_s, action in (
             (options.cut_after, lambda: self._cut("cut")),
-            (options.shutdown_after, self._announce_shutdown),
-            (options.half_open_after, self._go_silent),
+            (options.shutdown_after, self.announce_shutdown),
+            (options.half_open_after, self.go_silent),
         ):
             if age_s:
                 self._later(age_s, action)
@@ -148,7 +158,7 @@ class Connection:
             self._in_background(self._close("Pong timeout"))
             return
         payload = str(clock.wall_ns() // 1_000_000).encode()
-        if not self._silent:
+        if not self._silent and self.answers_pings:
             self._unanswered.setdefault(payload, now)
             self.write(frame(payload, PING))
         deadline = min(self._unanswered.values(), default=now) + self._options.pong_timeout
@@ -157,24 +167,40 @@ class Connection:
             wait_s = min(wait_s, max(deadline - now, 0.001))
         self._later(wait_s, self._ping)
 
-    def _announce_shutdown(self) -> None:
+    def announce_shutdown(self, cut_after_s: float = 0.0) -> None:
+        """Say serverShutdown, and cut the connection so many seconds later (0 = never)."""
         self._hub.counts["server shutdown"] += 1
         event_time = stamp(clock.wall_ns() // 1000, self.micro)
         payload = f'{{"e":"serverShutdown","E":{event_time}}}'
         self.write(frame(wrap("!serverShutdown", payload, self.combined).encode()))
+        if cut_after_s:
+            self._later(cut_after_s, lambda: self._cut("cut"))
 
-    def _go_silent(self) -> None:
+    def go_silent(self) -> None:
+        """Say nothing any more and hear nothing, with the connection open."""
         self._hub.counts["half open"] += 1
         self._silent = True
+
+    def reset(self) -> None:
+        """End the connection with a TCP reset."""
+        link = self._transport.get_extra_info("socket")
+        if link is not None:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._cut("reset")
+
+    def close(self, code: int) -> None:
+        """Send a close frame with this code, and end the connection."""
+        self._hub.counts[f"closed {code}"] += 1
+        self._in_background(self._close("Going away", code))
 
     def _cut(self, reason: str) -> None:
         self._hub.counts[reason] += 1
         self._transport.abort()
 
-    async def _close(self, reason: str) -> None:
+    async def _close(self, reason: str, code: int = _POLICY_VIOLATION) -> None:
         log.info("connection closed", extra={"cause": reason})
         self._silent = True  # nothing may follow the close frame
-        await self._response.close(code=_POLICY_VIOLATION, message=reason.encode())
+        await self._response.close(code=code, message=reason.encode())
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -188,7 +214,14 @@ class StreamServer:
     def __init__(self, hub: Hub, options: Options) -> None:
         self._hub = hub
         self._options = options
-        self._to_refuse = options.refuse_connects
+        self.to_refuse = options.refuse_connects
+        """So many of the next connections are refused."""
+        self.to_delay = 0
+        """So many of the next handshakes take `delay_s` seconds."""
+        self.delay_s = 0.0
+        self.open: set[Connection] = set()
+        self.connects = 0
+        self.refused = 0
         self._connects: deque[float] = deque()
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -197,8 +230,14 @@ class StreamServer:
             router.add_get(path, self._accept)
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
+        self.connects += 1
         if refusal := self._refusal():
+            self.refused += 1
             return refusal
+        if self.to_delay > 0:
+            self.to_delay -= 1
+            self._hub.counts["slow handshake"] += 1
+            await asyncio.sleep(self.delay_s)
         combined = request.path == "/stream"
         listed = request.query.get("streams", "") if combined else request.match_info.get("streams")
         streams = [name for name in (listed or "").split("/") if name]
@@ -216,7 +255,11 @@ class StreamServer:
         connection = Connection(
             self._hub, self._options, response, transport, writer, combined, micro
         )
-        await connection.serve(streams)
+        self.open.add(connection)
+        try:
+            await connection.serve(streams)
+        finally:
+            self.open.discard(connection)
         return response
 
     def _refusal(self) -> web.Response | None:
@@ -225,8 +268,8 @@ class StreamServer:
         self._connects.append(now)
         while self._connects[0] < now - _CONNECT_WINDOW_S:
             self._connects.popleft()
-        if self._to_refuse > 0:
-            self._to_refuse -= 1
+        if self.to_refuse > 0:
+            self.to_refuse -= 1
             self._hub.counts["refused connect"] += 1
             return web.Response(status=503, text="Service Unavailable")
         if len(self._connects) > self._options.connect_limit:

@@ -16,6 +16,7 @@ INTERVALS_US = {
     "3d": 3 * DAY_US,
 }
 """Length of each candle interval that the exchange serves."""
+_LOOK_AHEAD = 16
 
 
 class Source(Protocol):
@@ -43,7 +44,7 @@ class Source(Protocol):
         ...
 
     def trades(self, symbol: str, first_id: int, end_id: int) -> list[Trade]:
-        """Return the trades `first_id` .. `end_id - 1`."""
+        """Return the trades `first_id` .. `end_id - 1` that exist."""
         ...
 
     def candle(self, symbol: str, first_id: int, end_id: int) -> Candle | None:
@@ -75,7 +76,8 @@ def day_at(source: Source, symbol: str, at_us: int) -> Day:
     window_us = (at_us - DAY_US, at_us)
     first, end = source.next_id(symbol, window_us[0]), source.next_id(symbol, at_us)
     candle = source.candle(symbol, first, end)
-    quantity = source.trades(symbol, end - 1, end)[0].quantity_e8 if candle else 0
+    last = _last_before(source, symbol, end) if candle else None
+    quantity = last.quantity_e8 if last else 0
     previous = _price_before(source, symbol, first, at_us) if candle else 0
     statistics = day_statistics(source.profile(symbol), candle, previous, quantity)
     ids = (candle.first_id, candle.last_id, candle.trade_count) if candle else (-1, -1, 0)
@@ -87,5 +89,30 @@ def _price_before(source: Source, symbol: str, trade_id: int, at_us: int) -> int
     oldest = source.first_id(symbol)
     if source.next_id(symbol, at_us) <= oldest:
         return 0
-    at = max(trade_id - 1, oldest)
-    return source.trades(symbol, at, at + 1)[0].price_e8
+    trade = _last_before(source, symbol, max(trade_id, oldest + 1))
+    return trade.price_e8 if trade else 0
+
+
+def _last_before(source: Source, symbol: str, end_id: int) -> Trade | None:
+    found = downward(source, symbol, source.first_id(symbol), end_id, 1)
+    return found[0] if found else None
+
+
+def upward(source: Source, symbol: str, first_id: int, end_id: int, limit: int) -> list[Trade]:
+    """Return the first `limit` trades that exist from `first_id` up to `end_id - 1`."""
+    found: list[Trade] = []
+    while first_id < end_id and len(found) < limit:
+        until = min(end_id, first_id + max(_LOOK_AHEAD, limit - len(found)))
+        found += source.trades(symbol, first_id, until)
+        first_id = until
+    return found[:limit]
+
+
+def downward(source: Source, symbol: str, first_id: int, end_id: int, limit: int) -> list[Trade]:
+    """Return the last `limit` trades that exist from `first_id` up to `end_id - 1`."""
+    found: list[Trade] = []
+    while end_id > first_id and len(found) < limit:
+        start = max(first_id, end_id - limit + len(found))
+        found = source.trades(symbol, start, end_id) + found
+        end_id = start
+    return found

@@ -93,7 +93,7 @@ class Tape:
 
     def jump(self, due: Due) -> bool:
         """Move over trades that were rendered beforehand; False if they are not what comes next."""
-        size = sum(end - first for _, first, end in due)
+        size = self._size(due)
         if self.stopped_us is not None or any(self._next.get(s) != first for s, first, _ in due):
             return False
         if self._count is not None and self.total + size >= self._count:
@@ -103,7 +103,7 @@ class Tape:
         return True
 
     def resume(self) -> None:
-        """Rebuild what `jump` does not keep up to date; call it before `advance`."""
+        """Schedule anew: after `jump`, before `advance`, and when the market's pauses change."""
         self._heap.clear()
         for symbol, next_id in self._next.items():
             self._schedule(symbol, next_id)
@@ -119,7 +119,7 @@ class Tape:
 
     def _cut(self, due: Due, left: int) -> Due:
         """Keep the first `left` trades in order of time; stop the tape there."""
-        if sum(end - first for _, first, end in due) < left:
+        if self._size(due) < left:
             return due
         order = [
             (trade.trade_us, symbol, trade.trade_id)
@@ -134,14 +134,22 @@ class Tape:
         self._ends = {symbol: kept.get(symbol, first) for symbol, first, _ in due}
         return [(symbol, first, kept[symbol]) for symbol, first, _ in due if symbol in kept]
 
+    def _size(self, due: Due) -> int:
+        return sum(self.market.count(*run) for run in due)
+
     def _note(self, due: Due) -> None:
+        market = self.market
+        self.total += self._size(due)
         for symbol, first, end in due:
-            self.total += end - first
-            base = self.market.first_id(symbol)
+            base = market.first_id(symbol)
             last = end - 1
-            while last >= first and self.faults.silent(last - base):
+            while last >= first and (
+                self.faults.silent(last - base) or not market.has(symbol, last)
+            ):
                 last -= 1
-            while first <= last and self.faults.dropped(first - base):
+            while first <= last and (
+                self.faults.dropped(first - base) or not market.has(symbol, first)
+            ):
                 first += 1
             if symbol not in self.sent and first > base and self.faults.delayed(first - 1 - base):
                 first -= 1  # held back before anybody listened, so it comes after its follower

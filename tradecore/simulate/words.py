@@ -45,11 +45,13 @@ class Candle(NamedTuple):
     quote_volume_e8: int
     taker_base_e8: int
     taker_quote_e8: int
+    absent: int = 0
+    """So many ids between first and last do not exist."""
 
     @property
     def trade_count(self) -> int:
         """Number of trades."""
-        return self.last_id - self.first_id + 1 if self.last_id >= 0 else 0
+        return self.last_id - self.first_id + 1 - self.absent if self.last_id >= 0 else 0
 
 
 def merge(parts: Sequence[Candle]) -> Candle:
@@ -65,6 +67,7 @@ def merge(parts: Sequence[Candle]) -> Candle:
         sum(c.quote_volume_e8 for c in parts),
         sum(c.taker_base_e8 for c in parts),
         sum(c.taker_quote_e8 for c in parts),
+        parts[-1].last_id - parts[0].first_id + 1 - sum(c.trade_count for c in parts),
     )
 
 
@@ -83,4 +86,5 @@ def candle_of(trades: Sequence[Trade]) -> Candle:
         sum(t.quote_e8 for t in trades),
         sum(t.quantity_e8 for t in bought),
         sum(t.quote_e8 for t in bought),
+        trades[-1].trade_id - trades[0].trade_id + 1 - len(trades),
     )
