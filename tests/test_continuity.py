@@ -1,0 +1,195 @@
+"""What a jump in the ids cannot show: trades without a successor, found by other witnesses."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.plain_frames import TICKER, compact
+from tests.test_capture import BASE_MS, trade
+from tradecore import clock
+from tradecore.capture import Capture
+from tradecore.conflator import Conflator
+from tradecore.continuity import REPEAT_S, TOLD_GRACE_S, Continuity
+from tradecore.errors import VenueError
+from tradecore.ring import Ring
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+class Bounds(NamedTuple):
+    last_id: int
+    last_us: int = BASE_MS * 1000
+
+
+class Desk:
+    """A continuity over a real capture, and what it asks for."""
+
+    def __init__(self, path: Path) -> None:
+        ring = Ring(path, 1024)
+        for symbol in SYMBOLS:
+            ring.intern(symbol)
+        self.capture = Capture(ring, ring.symbols, Conflator(2))
+        self.symbols: Sequence[str] = SYMBOLS
+        self.venue: dict[str, int] = {}
+        self.failures = 0
+        self.asked: list[tuple[str, ...]] = []
+        self.reached: list[tuple[str, int]] = []
+        self.replaced: list[tuple[str, str]] = []
+        self.live = True
+        self.now_s = 1000.0
+        self.continuity = Continuity(
+            self.capture,
+            lambda: self.symbols,
+            self._ask,
+            lambda symbol, last_id: self.reached.append((symbol, last_id)),
+            lambda symbols, why: self.replaced.extend((symbol, why) for symbol in symbols),
+            is_live=lambda: self.live,
+        )
+
+    async def _ask(self, symbols: Sequence[str]) -> dict[str, int]:
+        self.asked.append(tuple(symbols))
+        if self.failures:
+            self.failures -= 1
+            raise VenueError("no answer")
+        return {symbol: self.venue[symbol] for symbol in symbols if symbol in self.venue}
+
+    def trade(self, *ids: int, symbol: str = "BTCUSDT") -> None:
+        for trade_id in ids:
+            self.capture.feed(trade(trade_id, symbol))
+
+    def tell(self, last_id: int, symbol: str = "BTCUSDT", age_s: float = 0.0) -> None:
+        frame = compact(TICKER.replaced(s=symbol, L=last_id, F=1, n=last_id))
+        self.capture.feed(frame, clock.wall_ns() - int(age_s * 1e9))
+
+    async def look(self, seconds: float = 1.0) -> None:
+        """Let time go by, looking once a second."""
+        for _ in range(round(seconds)):
+            self.now_s += 1.0
+            await self.continuity._look(self.now_s)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "ring")
+
+
+async def test_start_reaches_for_what_moved_while_away(desk: Desk) -> None:
+    desk.continuity.seed({"BTCUSDT": Bounds(100), "ETHUSDT": Bounds(50)})
+    desk.venue = {"BTCUSDT": 140, "ETHUSDT": 50}
+    await desk.continuity.look_back()
+    assert desk.asked == [SYMBOLS]
+    assert desk.reached == [("BTCUSDT", 140)]
+
+
+async def test_start_leaves_alone_what_has_traded_or_was_never_stored(desk: Desk) -> None:
+    desk.continuity.seed({"BTCUSDT": Bounds(100)})
+    desk.trade(120)
+    desk.venue = {"BTCUSDT": 140, "ETHUSDT": 77}
+    await desk.continuity.look_back()
+    assert desk.asked == []
+    assert desk.reached == []
+
+
+async def test_start_asks_until_the_venue_answers(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tradecore.continuity._RETRY_BASE_S", 0.001)
+    desk.continuity.seed({"ETHUSDT": Bounds(50)})
+    desk.venue = {"ETHUSDT": 51}
+    desk.failures = 3
+    await desk.continuity.look_back()
+    assert len(desk.asked) == 4
+    assert desk.reached == [("ETHUSDT", 51)]
+
+
+async def test_a_ticker_ahead_of_its_trade_is_no_news(desk: Desk) -> None:
+    desk.trade(1, 2, 3)
+    await desk.look()
+    desk.tell(4)
+    await desk.look()
+    desk.trade(4)
+    await desk.look(10)
+    assert desk.reached == []
+
+
+async def test_a_lost_last_trade_is_fetched_and_the_connection_kept(desk: Desk) -> None:
+    desk.trade(1, 2, 3)
+    await desk.look()
+    desk.tell(4)
+    await desk.look(TOLD_GRACE_S + 1)
+    assert desk.reached == [("BTCUSDT", 4)]
+    desk.continuity.seed({"BTCUSDT": Bounds(4)})  # it was fetched and stored
+    await desk.look(20)
+    assert desk.reached == [("BTCUSDT", 4)]
+    assert desk.replaced == []
+    assert desk.asked == []
+
+
+async def test_a_stream_that_died_alone_is_replaced_within_seconds(desk: Desk) -> None:
+    desk.trade(1, 2, 3)
+    await desk.look(5)
+    for last_id in range(4, 12):
+        desk.tell(last_id)
+        await desk.look()
+    assert desk.replaced[:1] == [("BTCUSDT", "stale")]
+    assert desk.reached[0][0] == "BTCUSDT"
+    assert desk.continuity.stale == {"BTCUSDT"}
+    assert len(desk.reached) <= 1 + 8 / REPEAT_S
+    desk.trade(12)
+    await desk.look()
+    assert desk.continuity.stale == set()
+
+
+async def test_a_quiet_symbol_with_tickers_costs_no_request(desk: Desk) -> None:
+    desk.symbols = ("BTCUSDT",)
+    desk.trade(1, 2, 3)
+    for _ in range(700):
+        desk.tell(3)
+        await desk.look()
+    assert (desk.asked, desk.reached, desk.replaced) == ([], [], [])
+
+
+async def test_a_silent_symbol_without_tickers_is_asked_for(desk: Desk) -> None:
+    desk.symbols = ("BTCUSDT",)
+    for trade_id in range(1, 121):  # one a second
+        desk.trade(trade_id)
+        await desk.look()
+    desk.venue = {"BTCUSDT": 120}
+    await desk.look(200)
+    assert 1 <= len(desk.asked) <= 5, "it grows more patient"
+    assert (desk.reached, desk.replaced) == ([], [])
+    desk.venue = {"BTCUSDT": 125}
+    await desk.look(400)
+    assert desk.reached[0] == ("BTCUSDT", 125)
+    assert desk.replaced[0] == ("BTCUSDT", "stale")
+
+
+async def test_silence_while_the_feed_is_down_says_nothing(desk: Desk) -> None:
+    for trade_id in range(1, 61):
+        desk.trade(trade_id)
+        await desk.look()
+    desk.live = False
+    desk.venue = dict.fromkeys(SYMBOLS, 500)
+    await desk.look(900)
+    assert (desk.asked, desk.reached, desk.replaced) == ([], [], [])
+
+
+async def test_confirm_returns_those_without_newer_trades(desk: Desk) -> None:
+    desk.continuity.seed({"ETHUSDT": Bounds(50)})
+    desk.trade(7)
+    desk.venue = {"BTCUSDT": 8, "ETHUSDT": 50}
+    assert await desk.continuity.confirm(SYMBOLS) == {"ETHUSDT"}
+    desk.trade(8)
+    assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
+
+
+async def test_symbols_that_left_are_forgotten(desk: Desk) -> None:
+    desk.trade(1)
+    desk.trade(1, symbol="ETHUSDT")
+    await desk.look(3)
+    desk.symbols = ("ETHUSDT",)
+    desk.tell(9)
+    await desk.look(10)
+    assert desk.reached == []

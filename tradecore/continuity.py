@@ -1,0 +1,240 @@
+"""Holds what we have against what the venue says it has printed, so that no hole stays unseen.
+
+A jump in the ids shows a hole when the next trade comes. Where no next trade has come yet, other
+things tell, in this order of cost:
+
+* at the start, one `ticker/24hr` call: which symbols moved while the daemon was away;
+* tickers and klines, which carry the id of the last trade;
+* the same REST call, for a symbol that is silent for longer than its own pace explains.
+
+What is found is handed to the back-fill, and a connection that misses trades is replaced.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tradecore import clock
+from tradecore.backoff import Backoff
+from tradecore.capture import Capture
+from tradecore.errors import TransientStoreError, VenueError
+from tradecore.pace import Pace
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 1.0
+TOLD_GRACE_S = 2.0
+"""A ticker or kline may be ahead of its trade, since streams are not ordered; not for so long."""
+
+TOLD_FRESH_S = 5.0
+"""A ticker as old as this still proves that a silent symbol is quiet."""
+
+ASK_INTERVAL_S = 10.0
+ASK_ALL_INTERVAL_S = 60.0
+"""Between two REST checks of silent symbols: weight 2 for up to 20 symbols, 80 for all."""
+
+REPEAT_S = 5.0
+"""Between two fetches for one symbol that stays behind."""
+
+_CHEAP_SYMBOLS = 20
+_RETRY_BASE_S = 1.0
+_RETRY_CAP_S = 60.0
+
+
+class Bounds(Protocol):
+    """What the ledger holds of a symbol, as a whole."""
+
+    @property
+    def last_id(self) -> int: ...
+    @property
+    def last_us(self) -> int: ...
+
+
+AskLastIds = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""Returns the venue's newest trade id of each symbol it knows, -1 for none; raises VenueError."""
+
+
+@dataclass(slots=True)
+class _Behind:
+    """A symbol of which tickers or klines tell newer trades than have come."""
+
+    last_id: int
+    """What was told when it was noticed."""
+    since_s: float
+    due_s: float
+    """When to fetch what is missing."""
+
+
+class Continuity:
+    """Watches all captured symbols; `run` it until it is cancelled."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        symbols: Callable[[], Sequence[str]],
+        ask_last_ids: AskLastIds,
+        reach: Callable[[str, int], None],
+        replace: Callable[[Sequence[str], str], None],
+        *,
+        is_live: Callable[[], bool],
+    ) -> None:
+        """`reach(symbol, last_id)` fetches a newest trade that we lack; `replace(symbols, why)`
+        replaces the connections that should have brought it. `is_live` tells whether the feed as
+        a whole brings data: if not, silence says nothing.
+        """
+        self._capture = capture
+        self._symbols = symbols
+        self._ask_last_ids = ask_last_ids
+        self._reach = reach
+        self._replace = replace
+        self._is_live = is_live
+        self._paces: dict[str, Pace] = {}
+        self._behind: dict[str, _Behind] = {}
+        self.stored: dict[str, int] = {}
+        """The last id that the ledger holds of each symbol."""
+        self._ask_due_s = 0.0
+        self.stale: set[str] = set()
+        """Symbols whose trades come no more although the venue prints them."""
+        self.checks = 0
+        """REST calls that asked for last ids."""
+
+    def seed(self, bounds: Mapping[str, Bounds]) -> None:
+        """Take the marks up to which the ledger holds each symbol.
+
+        To be called at the start and again later: what was fetched does not pass the capture.
+        """
+        for symbol in self._symbols():
+            one = bounds.get(symbol)
+            if one is not None and one.last_id > self.stored.get(symbol, -1):
+                self.stored[symbol] = one.last_id
+                self._capture.seed(symbol, one.last_id, one.last_us)
+
+    def last_id(self, symbol: str) -> int:
+        """Return the newest id that was received or is stored; -1 for none."""
+        received = self._capture.track(symbol).last_id
+        return max(-1 if received is None else received, self.stored.get(symbol, -1))
+
+    async def confirm(self, symbols: Sequence[str]) -> set[str]:
+        """Return the symbols of which the venue has nothing newer than we. Raises VenueError."""
+        self.checks += 1
+        venue = await self._ask_last_ids(symbols)
+        return {
+            symbol
+            for symbol in symbols
+            if self.last_id(symbol) < 0 or venue.get(symbol, -1) <= self.last_id(symbol)
+        }
+
+    async def look_back(self) -> None:
+        """Find out, once, which symbols moved while the daemon was away, and have them fetched.
+
+        A symbol that has traded since the start needs no help: its first trade shows the hole.
+        Tries until the venue has answered.
+        """
+        backoff = Backoff(_RETRY_BASE_S, _RETRY_CAP_S)
+        while True:
+            asked = [s for s in self._symbols() if s in self.stored and not self._has_traded(s)]
+            if not asked:
+                return
+            try:
+                self.checks += 1
+                venue = await self._ask_last_ids(asked)
+                break
+            except VenueError as error:
+                log.warning(
+                    "cannot ask the venue what happened while tradecore was away; trying again",
+                    extra={"error": str(error), "symbols": len(asked)},
+                )
+                await asyncio.sleep(backoff.next_delay_s() + _RETRY_BASE_S)
+        moved = {s: venue[s] for s in asked if venue.get(s, -1) > self.last_id(s)}
+        for symbol, last_id in moved.items():
+            self._reach(symbol, last_id)
+        log.info(
+            "held against the venue",
+            extra={"symbols": len(asked), "moved_while_away": sorted(moved)},
+        )
+
+    async def run(self) -> None:
+        """Look once a second."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            try:
+                await self._look(clock.mono_ns() / 1e9)
+            except (VenueError, TransientStoreError) as error:
+                log.warning(
+                    "silent symbols could not be checked; trying again",
+                    extra={"error": str(error), "cause": "venue"},
+                )
+
+    async def _look(self, now_s: float) -> None:
+        symbols = self._symbols()
+        for gone in self._paces.keys() - set(symbols):
+            del self._paces[gone]
+            self._behind.pop(gone, None)
+            self.stale.discard(gone)
+        if not self._is_live():
+            self._paces.clear()  # a pause must not be learnt as a lull
+            self._behind.clear()
+            return
+        late: list[str] = []
+        for symbol in symbols:
+            track = self._capture.track(symbol)
+            pace = self._paces.get(symbol)
+            if pace is None:
+                self._paces[symbol] = Pace(now_s, track.received)
+                continue
+            pace.look(now_s, track.received)
+            if pace.last_s == now_s:
+                self.stale.discard(symbol)
+            told = self._capture.told(symbol)
+            if told.last_id > self.last_id(symbol) >= 0:
+                behind = self._behind.setdefault(
+                    symbol, _Behind(told.last_id, now_s, now_s + TOLD_GRACE_S)
+                )
+                if now_s >= behind.due_s:
+                    behind.due_s = now_s + REPEAT_S
+                    # One trade may be lost; that several are and none comes is another matter.
+                    dead = told.last_id > behind.last_id and pace.last_s < behind.since_s
+                    self._missed(symbol, told.last_id, "ticker or kline", dead=dead)
+                continue
+            self._behind.pop(symbol, None)
+            if not pace.is_late(now_s):
+                continue
+            if (clock.wall_ns() - told.recv_ns) / 1e9 < TOLD_FRESH_S:
+                pace.forgive(now_s)
+            else:
+                late.append(symbol)
+        if late and now_s >= self._ask_due_s:
+            cheap = len(late) <= _CHEAP_SYMBOLS
+            self._ask_due_s = now_s + (ASK_INTERVAL_S if cheap else ASK_ALL_INTERVAL_S)
+            await self._ask(late, now_s)
+
+    async def _ask(self, late: Sequence[str], now_s: float) -> None:
+        self.checks += 1
+        venue = await self._ask_last_ids(late)
+        for symbol in late:
+            if venue.get(symbol, -1) > self.last_id(symbol) >= 0:
+                self._missed(symbol, venue[symbol], "REST", dead=True)
+            elif symbol in self._paces:
+                self._paces[symbol].forgive(now_s)
+
+    def _missed(self, symbol: str, last_id: int, witness: str, *, dead: bool) -> None:
+        """Fetch what the venue has printed and we lack; `dead`: replace the connection as well."""
+        log.warning(
+            "trades were printed and have not come; fetching them",
+            extra={
+                "symbol": symbol,
+                "first_id": self.last_id(symbol) + 1,
+                "last_id": last_id,
+                "witness": witness,
+                "stale": dead,
+            },
+        )
+        self._reach(symbol, last_id)
+        if dead:
+            self.stale.add(symbol)
+            self._replace([symbol], "stale")
+
+    def _has_traded(self, symbol: str) -> bool:
+        return self._capture.track(symbol).last_id is not None
