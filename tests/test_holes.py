@@ -323,6 +323,15 @@ async def test_each_hole_has_the_cause_that_its_own_row_tells(db: Database) -> N
     assert sorted(result.opened) == sorted(causes)
 
 
+async def test_late_rows_do_not_hide_why_the_ids_jumped(db: Database) -> None:
+    """The other line brings the end of the hole after the jump, in the same batch."""
+    await db.sink.write_trades(batch((0, 1, 90)))
+    rows = batch((0, 100, 103), (0, 97, 99), (0, 95, 96), (0, 104, 104), (1, 95, 99))
+    rows["flags"][0] |= FLAG_FIRST_OF_EPOCH
+    await db.sink.write_trades(rows)
+    assert await db.gaps() == [(91, 94, "disconnect", "open", None)]
+
+
 async def test_a_given_cause_wins(db: Database) -> None:
     rows = batch((0, 100, 101), (0, 110, 110))
     rows["flags"] |= FLAG_FIRST_OF_RUN

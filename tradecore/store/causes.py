@@ -22,7 +22,8 @@ class HoleCauses:
     `refused`: the database refused every row of the hole. Else `given`, what the caller says. Else
     what capture noted on the row right behind the hole: `overload`, the ring had refused trades;
     `restart`, it is the first row of this run; `disconnect`, another connection brought it than the
-    row before. Else `unknown`.
+    row before. A row that came late has no such note: then the first that came of the unbroken ids
+    behind the hole, which is the one that jumped. Else `unknown`.
     """
 
     def __init__(
@@ -48,18 +49,29 @@ class HoleCauses:
             return "refused"
         if self._given is not None:
             return self._given
-        row = self._starts.get((symbol_id, hole.last_id + 1))
-        if row is None:
-            return "unknown"
-        flags = int(self._rows["flags"][row])
-        return next((cause for flag, cause in _BY_FLAG if flags & flag), "unknown")
+        for row in self._starts.get((symbol_id, hole.last_id + 1), ()):
+            flags = int(self._rows["flags"][row])
+            for flag, cause in _BY_FLAG:
+                if flags & flag:
+                    return cause
+        return "unknown"
 
     @cached_property
-    def _starts(self) -> dict[tuple[int, int], int]:
-        """Rows at which ids begin that follow on each other, by symbol id and trade id."""
+    def _starts(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Where unbroken ids begin, by symbol id and trade id: that row, and the first to come."""
         runs = find_runs(self._rows, self._symbol_count, self._keep)
-        keys = zip(runs["symbol_id"].tolist(), runs["first_id"].tolist(), strict=True)
-        return dict(zip(keys, runs["first_row"].tolist(), strict=True))
+        names = ("symbol_id", "first_id", "last_id", "first_row")
+        found = sorted(zip(*(runs[name].tolist() for name in names), strict=True))
+        starts: dict[tuple[int, int], tuple[int, int]] = {}
+        begin, reached = (-1, 0), 0
+        for symbol_id, first_id, last_id, row in found:
+            if symbol_id == begin[0] and first_id == reached + 1:
+                starts[begin] = (starts[begin][0], min(starts[begin][1], row))
+            else:
+                begin = (symbol_id, first_id)
+                starts[begin] = (row, row)
+            reached = last_id
+        return starts
 
     @cached_property
     def _refused(self) -> set[tuple[int, int]]:
