@@ -42,7 +42,8 @@ class Oracle:
 
     def take(self, trade_id: int, trade_us: int) -> tuple[int, bool]:
         high_id, high_us = self.high
-        below = trade_id <= high_id
+        # What goes on where the latest hole begins is no question.
+        below = trade_id <= high_id and trade_id != self.hole_range()[0]
         if below and (trade_id < high_id - FAR_BELOW_IDS or trade_us > high_us + FAR_BELOW_US):
             return FAR_BELOW, False
         self.seen.add(trade_id)
@@ -65,7 +66,7 @@ class Oracle:
 
     def hole_range(self) -> tuple[int, int]:
         found = runs(self.known)
-        return (found[1][1] + 1, found[0][0]) if len(found) == 2 else (0, 0)
+        return (found[1][1] + 1, found[0][0]) if len(found) == 2 else (-1, -1)
 
 
 @given(
@@ -94,7 +95,7 @@ def test_every_verdict_and_both_runs_are_the_oracles(steps: list[tuple[str, int,
         assert ids.run == (found[0] if found else None)
         assert ids.before == (found[1] if len(found) == 2 else None)
         first, end = oracle.hole_range()
-        assert ids.hole == ((first, end - 1) if end else None)
+        assert ids.hole == ((first, end - 1) if end >= 0 else None)
         assert ids.high == (oracle.high[0] if oracle.high[0] >= 0 else None)
         assert {i for i in range(32) if i in ids} == oracle.known <= oracle.seen
 
@@ -147,7 +148,7 @@ def test_ids_at_both_ends_of_int64() -> None:
         ACCEPTED, DUPLICATE, ACCEPTED, GAP, DUPLICATE,
     ]  # fmt: skip
     assert ids.hole == (2, MAX_ID - 1)
-    assert verdicts(ids, 0, 2, MAX_ID - 1) == [FAR_BELOW, FAR_BELOW, LATE]
+    assert verdicts(ids, 0, 3, MAX_ID - 1) == [FAR_BELOW, FAR_BELOW, LATE]
     fresh = Sequence()
     assert verdicts(fresh, MAX_ID, MAX_ID - 1, 0) == [ACCEPTED, LATE, FAR_BELOW]
     assert fresh.run == (MAX_ID - 1, MAX_ID)
@@ -175,6 +176,16 @@ def test_a_known_id_with_a_much_newer_trade_is_a_question() -> None:
     assert ids.judge(9, limit_us) == LATE
     assert ids.judge(11, limit_us + 1) == ids.judge(9, limit_us + 1) == FAR_BELOW
     assert ids.judge(12, limit_us + 1) == ACCEPTED, "a quiet hour is no question"
+
+
+def test_after_one_stray_id_far_above_the_ids_go_on() -> None:
+    ids = Sequence()
+    stray = 10**15
+    assert verdicts(ids, 7, 8, stray) == [ACCEPTED, ACCEPTED, GAP]
+    for trade_id in range(9, 20):
+        assert ids.take(trade_id, NOW_US + trade_id * FAR_BELOW_US) == (LATE, True)
+    assert verdicts(ids, 19, 21) == [FAR_BELOW, FAR_BELOW]
+    assert ids.before == (7, 19)
 
 
 def test_a_seed_makes_no_duplicates_and_no_gaps() -> None:

@@ -60,12 +60,21 @@ cdef inline bint has_hole(const sequence_t *ids) noexcept nogil:
     return ids.before_first <= ids.before_last
 
 
+cdef inline bint is_in_hole(const sequence_t *ids, int64_t trade_id) noexcept nogil:
+    """Return whether the id is one of those missing between the two runs."""
+    return has_hole(ids) and ids.before_last < trade_id < ids.first
+
+
 cdef inline int judge(
     const sequence_t *ids, int64_t trade_id, int64_t trade_us
 ) noexcept nogil:
     """Say what a trade (id >= 0) is; nothing changes until `take_id`."""
     if trade_id - 1 == ids.last and trade_id > ids.high_id:
         return ACCEPTED
+    if has_hole(ids) and trade_id - 1 == ids.before_last:
+        # However wide the hole: it goes on where it broke off, and was perhaps no hole at all but
+        # one stray id above.
+        return LATE
     if trade_id <= ids.high_id and (
         ids.high_id - trade_id > FAR_BELOW_IDS or trade_us - ids.high_us > FAR_BELOW_US
     ):
