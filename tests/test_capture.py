@@ -208,6 +208,28 @@ def test_every_latency_lands_where_a_search_puts_it(bench: Bench, bound: int) ->
         assert grown == [bisect_left(LATENCY_BOUNDS_US, latency_us)]
 
 
+def test_two_lines_in_turn_are_no_disconnect(bench: Bench) -> None:
+    arrivals = [(0, 1, 10), (1, 2, 10), (1, 2, 11), (0, 1, 12), (1, 2, 15), (0, 1, 17), (0, 3, 19)]
+    for line, epoch, trade_id in arrivals:
+        bench.capture.feed(trade(trade_id), line=line, epoch=epoch)
+    rows = bench.ring.peek(9)
+    assert rows["trade_id"].tolist() == [10, 11, 12, 15, 17, 19]
+    assert (rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)).tolist() == [
+        FLAG_FIRST_OF_RUN, 0, 0, 0, 0, FLAG_FIRST_OF_EPOCH,
+    ]  # fmt: skip
+
+
+def test_the_cause_of_a_hole_is_on_every_row_in_it(bench: Bench) -> None:
+    """Whatever of a hole stays missing, the row right behind it tells why."""
+    for trade_id, epoch in ((10, 1), (15, 2), (13, 1), (14, 1), (9, 1), (17, 2), (16, 1)):
+        bench.capture.feed(trade(trade_id), epoch=epoch)
+    rows = bench.ring.peek(9)
+    flags = rows["flags"] & ~np.uint16(FLAG_BUYER_IS_MAKER)
+    noted = dict(zip(rows["trade_id"].tolist(), flags.tolist(), strict=True))
+    new = FLAG_FIRST_OF_EPOCH
+    assert noted == {10: FLAG_FIRST_OF_RUN, 15: new, 13: new, 14: new, 9: 0, 17: 0, 16: 0}
+
+
 def test_an_id_far_below_is_parked_reported_and_moves_nothing(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

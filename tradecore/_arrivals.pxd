@@ -2,6 +2,8 @@
 from cython cimport final
 from libc.stdint cimport int64_t, uint32_t
 
+from tradecore._tracks cimport Tracks
+
 cdef enum:
     NOTHING = -1
     # What tickers and klines say of a symbol without a trade in their time.
@@ -41,3 +43,6 @@ cdef class Arrivals:
         cdef arrival_t *row = &self.rows[symbol_id]
         if last_id > row.told_id:
             row.told_id = last_id
+
+
+cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids)

@@ -2,6 +2,9 @@
 
 from libc.stdlib cimport free, realloc
 
+from tradecore._tracks cimport Tracks, track_t
+from tradecore.sequence cimport holds
+
 
 cdef class Arrivals:
     """A slot for each symbol; made by `Capture.open_arrivals`, which lets it grow with itself."""
@@ -24,3 +27,58 @@ cdef class Arrivals:
         self.rows = rows
         self.slots = slots
         return 0
+
+
+cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids):
+    """Return the ids of those symbols for which closing the `others` may cost trades.
+
+    Once this connection has delivered a trade F it delivers all behind it, so only ids below F can
+    be lost: F-1 must have come, or the ledger must know as much; where it came from nobody (the
+    venue left it out, or it was lost), all others that deliver the symbol must be past it. Before
+    F, the greatest id told must have come, or none may have been told but silence. Raises
+    IndexError for a symbol without a track.
+    """
+    cdef list found = []
+    cdef uint32_t symbol_id
+    cdef int64_t before
+    cdef arrival_t *row
+    cdef bint confirmed
+    for number in symbol_ids:
+        if not 0 <= number < tracks.slots:
+            raise IndexError(f"no track for the symbol id {number}: call grow() first")
+        symbol_id = number
+        row = &mine.rows[symbol_id]
+        before = row.first_id - 1
+        if row.first_id == 0:
+            confirmed = True
+        elif row.first_id != NOTHING:
+            confirmed = (
+                _is_covered(&tracks.rows[symbol_id], before) or _all_past(others, symbol_id, before)
+            )
+        elif row.told_id == TOLD_NOTHING:
+            confirmed = False
+        else:
+            confirmed = (
+                row.told_id == TOLD_QUIET or _is_covered(&tracks.rows[symbol_id], row.told_id)
+            )
+        if not confirmed:
+            found.append(number)
+    return found
+
+
+cdef bint _is_covered(const track_t *track, int64_t trade_id) noexcept nogil:
+    """Return whether an id came, or the ledger knows up to there and further."""
+    return holds(&track.ids, trade_id) or trade_id <= track.seeded_id
+
+
+cdef bint _all_past(list others, uint32_t symbol_id, int64_t trade_id):
+    """Return whether connections deliver the symbol and each is at the id or behind it."""
+    cdef Arrivals arrivals
+    cdef bint found = False
+    for arrivals in others:
+        if arrivals.rows[symbol_id].last_id == NOTHING:
+            continue
+        if arrivals.rows[symbol_id].last_id < trade_id:
+            return False
+        found = True
+    return found

@@ -5,36 +5,11 @@ from tradecore._arrivals cimport Arrivals
 from tradecore._event cimport CAUSE_COUNT, event_t
 from tradecore._ring cimport RingBuffer
 from tradecore._symbols cimport SymbolTable
+from tradecore._tracks cimport LINE_COUNT, Tracks
 from tradecore.conflator cimport Conflator
-from tradecore.sequence cimport sequence_t
 
 cdef enum:
     LATENCY_BUCKETS = 20
-    LINE_COUNT = 2
-
-# What is known of one symbol.
-ctypedef struct track_t:
-    sequence_t ids
-    int64_t received
-    # Of the trade with the greatest id received.
-    int64_t last_recv_ns
-    int64_t last_trade_us
-    # The greatest id that each line brought, -1 before the first.
-    int64_t[LINE_COUNT] line_last
-    # The greatest id that the ledger told, -1 when it told none.
-    int64_t seeded_id
-    # Refused for a full ring since the last one that found room.
-    int64_t refused
-    # Of the connection that brought the last one; 0 before the first.
-    uint32_t epoch
-    # The greatest last id that a ticker or kline told, -1 before any; when it was told first; the
-    # newest that told it.
-    int64_t told_id
-    int64_t told_since_ns
-    int64_t told_event_us
-    int64_t told_recv_ns
-    int64_t far_below
-    int64_t far_reported_ns
 
 ctypedef struct line_t:
     int64_t first
@@ -64,8 +39,7 @@ cdef class Capture:
     cdef readonly RingBuffer ring
     cdef readonly Conflator conflator
     cdef readonly SymbolTable symbols
-    cdef track_t *_tracks
-    cdef uint32_t _track_slots
+    cdef Tracks _tracks
     cdef object _arrivals
     cdef line_t[LINE_COUNT] _lines
     cdef counters_t _count
@@ -86,13 +60,9 @@ cdef class Capture:
         self, const char *data, Py_ssize_t size, int64_t recv_ns, uint16_t line, uint32_t epoch
     ) except 0
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept
-    cdef void _note_told(
-        self, uint32_t symbol_id, int64_t told_id, int64_t event_us, int64_t recv_ns
-    ) noexcept nogil
     cdef int _report_far_below(self, uint32_t symbol_id, int64_t trade_id) except -1
     cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0
     cdef int end_of_read(self) except -1
-    cdef track_t *_track_of(self, str symbol) except NULL
     cdef Arrivals open_arrivals(self)
     cdef int close_arrivals(self, Arrivals arrivals) except -1
     cdef list unconfirmed(self, Arrivals mine, symbol_ids)

@@ -11,19 +11,12 @@ from collections import namedtuple
 from weakref import WeakSet
 
 from libc.stdint cimport INT64_MAX
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free
 
+from tradecore import _tracks
 from tradecore._fastparse import CAUSES
 
-from tradecore._arrivals cimport (
-    NOTHING,
-    TOLD_NOTHING,
-    TOLD_QUIET,
-    Arrivals,
-    arrival_t,
-    last_told,
-)
+from tradecore._arrivals cimport Arrivals, find_unconfirmed, last_told
 from tradecore._event cimport (
     EVENT_CONTROL,
     EVENT_KLINE,
@@ -40,16 +33,15 @@ from tradecore._rows cimport (
     FLAG_FIRST_OF_RUN,
     trade_row_t,
 )
+from tradecore._tracks cimport LINE_COUNT, Tracks, track_t
 from tradecore.sequence cimport (
     DUPLICATE,
     FAR_BELOW,
     GAP,
     LATE,
-    has_hole,
-    holds,
+    is_in_hole,
     judge,
     seed_sequence,
-    start_sequence,
     take_id,
 )
 
@@ -86,14 +78,9 @@ BOUNDS_US[:] = LATENCY_BOUNDS_US
 cdef int[64] FIRST_BUCKET
 FIRST_BUCKET[:] = [bisect_left(LATENCY_BOUNDS_US, 1 << bits >> 1) for bits in range(64)]
 
-Track = namedtuple(
-    "Track", ("received", "first_id", "last_id", "last_trade_us", "last_recv_ns", "hole"),
-    module=__name__,
-)
-Told = namedtuple("Told", ("last_id", "event_us", "recv_ns", "since_ns"), module=__name__)
-LineUse = namedtuple(
-    "LineUse", ("first", "late", "missing", "lag_s_sum", "lag_count"), module=__name__
-)
+Track = _tracks.Track
+Told = _tracks.Told
+LineUse = namedtuple("LineUse", ("first", "late", "missing", "lag_s_sum", "lag_count"))
 
 cdef int64_t REPORT_INTERVAL_NS = <int64_t>60_000_000_000
 cdef Py_ssize_t HEAD_BYTES = 120
@@ -120,13 +107,11 @@ cdef class Capture:
         self.ring = ring
         self.symbols = symbols
         self.conflator = conflator
+        self._tracks = Tracks(symbols)
         self._arrivals = WeakSet()
         if len(symbols) > conflator.symbol_slots:
             raise ValueError("the conflator has fewer slots than there are symbols")
         self.grow()
-
-    def __dealloc__(self):
-        free(self._tracks)
 
     cdef int ingest(
         self, const char *data, Py_ssize_t size, int64_t recv_ns, uint16_t line, uint32_t epoch
@@ -135,24 +120,24 @@ cdef class Capture:
         cdef int status
         self._count.frames += 1
         status = parse_event_c(data, size, &self.symbols.table, &self._event)
-        if status == EVENT_TRADE and self._event.trade.symbol_id < self._track_slots:
+        if status == EVENT_TRADE and self._event.trade.symbol_id < self._tracks.slots:
             self._take_trade(recv_ns, line, epoch)
             if self._verdict == FAR_BELOW:
                 self._report_far_below(self._event.trade.symbol_id, self._event.trade.trade_id)
-        elif status == EVENT_TICKER and self._event.ticker.symbol_id < self._track_slots:
+        elif status == EVENT_TICKER and self._event.ticker.symbol_id < self._tracks.slots:
             self._event.ticker.recv_ns = recv_ns
             self.conflator.put_ticker(&self._event.ticker)
-            self._note_told(
+            self._tracks.note_told(
                 self._event.ticker.symbol_id,
                 last_told(self._event.ticker.last_id, self._event.ticker.trade_count),
                 self._event.ticker.event_us,
                 recv_ns,
             )
             self._count.tickers += 1
-        elif status == EVENT_KLINE and self._event.kline.symbol_id < self._track_slots:
+        elif status == EVENT_KLINE and self._event.kline.symbol_id < self._tracks.slots:
             self._event.kline.recv_ns = recv_ns
             self.conflator.put_kline(&self._event.kline)
-            self._note_told(
+            self._tracks.note_told(
                 self._event.kline.symbol_id,
                 last_told(self._event.kline.last_id, self._event.kline.trade_count),
                 self._event.kline.event_us,
@@ -170,28 +155,30 @@ cdef class Capture:
 
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept:
         cdef trade_row_t *trade = &self._event.trade
-        cdef track_t *track = &self._tracks[trade.symbol_id]
+        cdef track_t *track = &self._tracks.rows[trade.symbol_id]
         cdef int64_t trade_id = trade.trade_id
         cdef int verdict = judge(&track.ids, trade_id, trade.trade_us)
-        cdef line_t *use = NULL
+        cdef int side = line % LINE_COUNT
+        cdef line_t *use = &self._lines[side]
+        cdef int64_t line_last = track.line_last[side]
+        cdef bint new_connection = epoch > track.line_epoch[side]
         cdef trade_row_t *slot
+        cdef uint16_t notes
         cdef int64_t latency_us
         cdef int bucket
         self._verdict = verdict
         self._count.trades += 1
-        if verdict != FAR_BELOW and line < LINE_COUNT:
-            use = &self._lines[line]
-            if trade_id <= track.line_last[line]:
-                if verdict == DUPLICATE:
-                    # This line brought it before: two connections of it overlap.
-                    use = NULL
-            else:
-                if track.line_last[line] >= 0:
-                    use.missing += trade_id - track.line_last[line] - 1
-                track.line_last[line] = trade_id
+        if verdict != FAR_BELOW:
+            if new_connection:
+                track.line_epoch[side] = epoch
+            if trade_id > line_last:
+                track.line_last[side] = trade_id
+                if line_last >= 0:
+                    use.missing += trade_id - line_last - 1
         if verdict == DUPLICATE:
             self._count.duplicate += 1
-            if use != NULL:
+            if trade_id > line_last:
+                # Else this line brought it before: two connections of it overlap.
                 use.late += 1
                 if trade_id == track.ids.last and recv_ns >= track.last_recv_ns:
                     use.lag_ns += recv_ns - track.last_recv_ns
@@ -201,7 +188,7 @@ cdef class Capture:
         if slot == NULL:
             # Refused, never overwritten: the next trade that finds room shows the hole.
             self._count.ring_full += 1
-            if verdict != FAR_BELOW:
+            if verdict != FAR_BELOW and verdict != LATE:
                 track.refused += 1
             return
         slot.trade_id = trade_id
@@ -223,15 +210,20 @@ cdef class Capture:
         if verdict == LATE:
             # Late, or seen long ago: the ledger knows which.
             self._count.out_of_order += 1
+            if is_in_hole(&track.ids, trade_id):
+                # What stays missing right before it has the cause of the whole hole.
+                slot.flags |= track.notes
         else:
             # What came before is noted on the trades that a hole may precede.
+            notes = 0
             if track.refused:
-                slot.flags |= FLAG_AFTER_REFUSED
+                notes = FLAG_AFTER_REFUSED
                 track.refused = 0
-            if track.epoch != epoch:
-                slot.flags |= FLAG_FIRST_OF_EPOCH if track.epoch else FLAG_FIRST_OF_RUN
-                track.epoch = epoch
+            if new_connection:
+                notes |= FLAG_FIRST_OF_EPOCH if track.received else FLAG_FIRST_OF_RUN
+            slot.flags |= notes
             if verdict == GAP:
+                track.notes = notes
                 self._count.gaps += 1
                 self._count.missing += trade_id - track.ids.last - 1
             track.last_trade_us = trade.trade_us
@@ -239,8 +231,7 @@ cdef class Capture:
         self.ring.publish(slot)
         track.received += 1
         self._count.missing_arrived += take_id(&track.ids, trade_id, trade.trade_us, verdict)
-        if use != NULL:
-            use.first += 1
+        use.first += 1
         latency_us = recv_ns // 1000 - self._event.event_us
         if latency_us < 0:
             # The venue's clock is ahead of ours: counted apart, never shown as zero.
@@ -253,21 +244,9 @@ cdef class Capture:
         self._count.latency_sum_us += latency_us
         self._count.latency_count += 1
 
-    cdef void _note_told(
-        self, uint32_t symbol_id, int64_t told_id, int64_t event_us, int64_t recv_ns
-    ) noexcept nogil:
-        cdef track_t *track = &self._tracks[symbol_id]
-        if told_id > track.told_id:
-            track.told_id = told_id
-            track.told_since_ns = recv_ns
-        elif told_id < track.told_id or event_us < track.told_event_us:
-            return
-        track.told_event_us = event_us
-        track.told_recv_ns = recv_ns
-
     cdef int _report_far_below(self, uint32_t symbol_id, int64_t trade_id) except -1:
         """Log the question, at most once a minute and symbol."""
-        cdef track_t *track = &self._tracks[symbol_id]
+        cdef track_t *track = &self._tracks.rows[symbol_id]
         cdef int64_t now = tc_mono_ns()
         if track.far_reported_ns and now - track.far_reported_ns < REPORT_INTERVAL_NS:
             return 0
@@ -321,27 +300,12 @@ cdef class Capture:
     def grow(self):
         """Make room for the symbols that the table has by now; nothing known is lost."""
         cdef uint32_t slots = max(1, len(self.symbols))
-        cdef track_t *tracks
-        cdef track_t *track
-        cdef uint32_t i
-        if slots <= self._track_slots:
-            return
+        cdef Arrivals arrivals
         self.conflator.grow(slots)
         for arrivals in self._arrivals:
-            (<Arrivals>arrivals).grow(slots)
-        tracks = <track_t *>realloc(self._tracks, slots * sizeof(track_t))
-        if tracks == NULL:
-            raise MemoryError
-        self._tracks = tracks
-        for i in range(self._track_slots, slots):
-            track = &tracks[i]
-            memset(track, 0, sizeof(track_t))
-            start_sequence(&track.ids)
-            track.line_last[:] = [-1, -1]
-            track.seeded_id = -1
-            track.told_id = TOLD_QUIET
+            arrivals.grow(slots)
         # Last: from now on frames of the new symbols are taken in.
-        self._track_slots = slots
+        self._tracks.grow(slots)
 
     def seed(self, str symbol not None, int64_t last_id, int64_t last_us):
         """Tell the greatest id of a symbol in the ledger and its trade's time (0: not known).
@@ -349,20 +313,14 @@ cdef class Capture:
         It serves the far-below question, and tells what no connection owes. Raises KeyError for a
         symbol without a track.
         """
-        cdef track_t *track = self._track_of(symbol)
+        cdef track_t *track = self._tracks.of(symbol)
         seed_sequence(&track.ids, last_id, last_us)
         track.seeded_id = max(track.seeded_id, last_id)
-
-    cdef track_t *_track_of(self, str symbol) except NULL:
-        symbol_id = self.symbols.get(symbol)
-        if symbol_id is None or symbol_id >= self._track_slots:
-            raise KeyError(f"{symbol} has no track: intern it in the ring, then call grow()")
-        return &self._tracks[<uint32_t>symbol_id]
 
     cdef Arrivals open_arrivals(self):
         """Return what a new connection notes its trades in; it grows with the tracks."""
         cdef Arrivals arrivals = Arrivals()
-        arrivals.grow(self._track_slots)
+        arrivals.grow(self._tracks.slots)
         self._arrivals.add(arrivals)
         return arrivals
 
@@ -372,39 +330,9 @@ cdef class Capture:
         return 0
 
     cdef list unconfirmed(self, Arrivals mine, symbol_ids):
-        """Return the ids of those symbols for which closing the other connections may cost trades.
-
-        Once this connection has delivered a trade F it delivers all behind it, so only ids below F
-        can be lost: F-1 must have come, or the ledger must know as much; where it came from nobody
-        (the venue left it out, or it was lost), all others that deliver the symbol must be past it.
-        Before F, the greatest id told must have come, or none may have been told but silence.
-        Raises IndexError for a symbol without a track.
-        """
-        cdef list others = [arrivals for arrivals in self._arrivals if arrivals is not mine]
-        cdef list found = []
-        cdef uint32_t symbol_id
-        cdef arrival_t *row
-        cdef track_t *track
-        cdef bint confirmed
-        for number in symbol_ids:
-            if not 0 <= number < self._track_slots:
-                raise IndexError(f"no track for the symbol id {number}: call grow() first")
-            symbol_id = number
-            row = &mine.rows[symbol_id]
-            track = &self._tracks[symbol_id]
-            if row.first_id == 0:
-                confirmed = True
-            elif row.first_id != NOTHING:
-                confirmed = is_covered(track, row.first_id - 1) or all_past(
-                    others, symbol_id, row.first_id - 1
-                )
-            elif row.told_id == TOLD_NOTHING:
-                confirmed = False
-            else:
-                confirmed = row.told_id == TOLD_QUIET or is_covered(track, row.told_id)
-            if not confirmed:
-                found.append(number)
-        return found
+        """Return those of `symbol_ids` that a connection does not yet continue."""
+        others = [arrivals for arrivals in self._arrivals if arrivals is not mine]
+        return find_unconfirmed(self._tracks, others, mine, symbol_ids)
 
     def wake_when(self, int64_t rows, wake):
         """Call `wake()` once, as soon as `rows` rows are pending at the end of a socket read."""
@@ -465,28 +393,12 @@ cdef class Capture:
 
     def received(self):
         """Return {symbol: (trades taken in, last trade id or None, time of the last in us)}."""
-        return {
-            self.symbols.name(i): (
-                self._tracks[i].received,
-                self._tracks[i].ids.last if self._tracks[i].received else None,
-                self._tracks[i].last_trade_us,
-            )
-            for i in range(min(self._track_slots, <uint32_t>len(self.symbols)))
-        }
+        return self._tracks.received()
 
     def track(self, str symbol not None):
         """Return what is known of a symbol: the present unbroken run, and the ids missing between
         it and the run before. Raises KeyError for a symbol without a track."""
-        cdef track_t *track = self._track_of(symbol)
-        came = track.received > 0
-        return Track(
-            track.received,
-            track.ids.first if came else None,
-            track.ids.last if came else None,
-            track.last_trade_us,
-            track.last_recv_ns,
-            (track.ids.before_last + 1, track.ids.first - 1) if has_hole(&track.ids) else None,
-        )
+        return self._tracks.track(symbol)
 
     def told(self, str symbol not None):
         """Return the greatest last trade id that a ticker or kline told (-1: none), the event time
@@ -494,11 +406,7 @@ cdef class Capture:
 
         Receive times of 0: nothing came. Raises KeyError for a symbol without a track.
         """
-        cdef track_t *track = self._track_of(symbol)
-        return Told(
-            track.told_id, track.told_event_us, track.told_recv_ns,
-            track.told_since_ns or track.told_recv_ns,
-        )
+        return self._tracks.told(symbol)
 
     def lines(self):
         """Return the use of both feed lines: arrivals that won, arrivals that came second, ids
@@ -515,24 +423,6 @@ cdef class Capture:
         )
 
 
-cdef bint is_covered(const track_t *track, int64_t trade_id) noexcept nogil:
-    """Return whether an id came, or is none that a connection of this run could still bring."""
-    return holds(&track.ids, trade_id) or trade_id <= track.seeded_id
-
-
-cdef bint all_past(list others, uint32_t symbol_id, int64_t trade_id):
-    """Return whether connections deliver the symbol and each is at the id or behind it."""
-    cdef Arrivals arrivals
-    cdef bint found = False
-    for arrivals in others:
-        if arrivals.rows[symbol_id].last_id == NOTHING:
-            continue
-        if arrivals.rows[symbol_id].last_id < trade_id:
-            return False
-        found = True
-    return found
-
-
 def bench_ingest(Capture capture not None, list frames not None, int rounds):
     """Run the daemon's own path over `frames` from C; return (nanoseconds, trades in the ring).
 
@@ -543,7 +433,6 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
     cdef int64_t recv_ns = tc_wall_ns()
     cdef Py_ssize_t count = len(frames)
     cdef Py_ssize_t i
-    cdef uint32_t k
     cdef bytes frame
     cdef const char **data = <const char **>calloc(count, sizeof(char *))
     cdef Py_ssize_t *sizes = <Py_ssize_t *>calloc(count, sizeof(Py_ssize_t))
@@ -556,9 +445,7 @@ def bench_ingest(Capture capture not None, list frames not None, int rounds):
             sizes[i] = len(frame)
         for _ in range(rounds):
             capture.ring.release(capture.ring.pending)
-            for k in range(capture._track_slots):
-                start_sequence(&capture._tracks[k].ids)
-                capture._tracks[k].line_last[:] = [-1, -1]
+            capture._tracks.restart()
             start = tc_mono_ns()
             for i in range(count):
                 capture.ingest(data[i], sizes[i], recv_ns, 0, 0)

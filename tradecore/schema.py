@@ -27,7 +27,7 @@ FLAG_AFTER_REFUSED = 4
 FLAG_FIRST_OF_RUN = 8
 """The first trade of the symbol since the daemon started."""
 FLAG_FIRST_OF_EPOCH = 16
-"""The first trade of the symbol that another connection brought than the one before."""
+"""The first trade of the symbol that this connection brought; another of its line did before."""
 FLAG_FAR_BELOW = 32
 """Far below the greatest id known of the symbol, or older by id and newer by time: a question of
 re-listing. The row is parked, not stored."""
