@@ -1,0 +1,232 @@
+"""How long the venue must not be asked, remembered on disk and shared by processes.
+
+A ban is the venue's answer to an address, not to a process: it is written before anything else
+happens, and read at the start and whenever the file has changed. While a process runs, only the
+monotonic clock counts. On disk the end stands by both clocks: the monotonic one is right as long
+as the machine has not been booted anew, the wall clock after that. No length passes three days,
+the longest ban that the venue gives (binance.md §4), so a clock that is wrong cannot keep us out.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import orjson
+
+from tradecore import clock
+
+Kind = Literal["banned", "limited", "refused"]
+"""418; 429 or no weight left; anything else that more requests would make worse (403, 451)."""
+
+LONGEST_S = 3 * 86_400.0
+_DAMAGED_S = 120.0
+"""How long nobody asks when the file cannot be understood: it may have held a ban."""
+_LOCK_TRIES = 50
+_LOCK_PAUSE_S = 0.01
+
+_log = logging.getLogger(__name__)
+
+
+class Block(NamedTuple):
+    """Nobody asks before `until_s` of the monotonic clock; the later one is the greater."""
+
+    until_s: float
+    length_s: float
+    kind: Kind
+
+
+class Memory(NamedTuple):
+    """What is remembered of a host. `minute_ends_s` is of the monotonic clock, 0 = unknown."""
+
+    block: Block | None = None
+    strikes: int = 0
+    used_weight: int = 0
+    minute_ends_s: float = 0.0
+    ceiling: int = 0
+
+
+def mono_s() -> float:
+    """Return seconds of the monotonic clock."""
+    return clock.mono_ns() / 1e9
+
+
+class BlockFile:
+    """The file of all hosts; None keeps nothing. Never raises: what fails is logged."""
+
+    def __init__(self, path: Path | None, host: str) -> None:
+        self._path = path
+        self._host = host
+        self._seen: tuple[int, int, int] | None = None
+        self._boot = _boot_id()
+        self.damaged = False
+        self.failures = 0
+
+    def changed(self) -> bool:
+        """Tell whether the file is another one than that last read or written. One stat call."""
+        return self._path is not None and self._signature() != self._seen
+
+    def read(self) -> Memory:
+        """Return what the file holds about the host."""
+        if self._path is None:
+            return Memory()
+        self._seen = self._signature()
+        self.damaged = False
+        try:
+            found = self._content().get(self._host)
+            return Memory() if found is None else self._from_json(found)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            _log.warning(
+                "%s is damaged (%r): the venue is not asked for %d s, since it may have held a "
+                "ban; the file is then written anew",
+                *(self._path, error, _DAMAGED_S),
+            )
+            self.damaged = True
+            return Memory(Block(mono_s() + _DAMAGED_S, _DAMAGED_S, "limited"))
+
+    def write(self, memory: Memory, *, durable: bool) -> Memory:
+        """Put `memory` into the file, keep the longer block, and return what then stands there.
+
+        `durable`: not before it is on the disk, in a folder that is made if need be.
+        """
+        if self._path is None or not (durable or self._path.parent.is_dir()):
+            return memory
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                try:
+                    content = self._content()
+                    stored = content.get(self._host)
+                    there = self._from_json(stored) if stored is not None else Memory()
+                except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+                    content, there = {}, Memory()
+                if there.block and (memory.block is None or memory.block < there.block):
+                    memory = memory._replace(block=there.block)
+                content[self._host] = self._to_json(memory)
+                self._replace(self._path, orjson.dumps(content), durable)
+                self._seen = self._signature()
+        except OSError as error:
+            self.failures += 1
+            _log.error(
+                "%s cannot be written (%s): a ban would be forgotten at a restart; free disk "
+                "room or give this user write access",
+                *(self._path, error.strerror or error),
+            )
+        return memory
+
+    def _content(self) -> dict[str, Any]:
+        assert self._path is not None
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            _log.warning("%s cannot be read: %s", self._path, error.strerror)
+            return {}
+        content = orjson.loads(data)
+        if not isinstance(content, dict):
+            raise TypeError("no object")
+        return content
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        if self._path is None:
+            return None
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the file; after half a second go on without it.
+
+        A process that was stopped while it held the lock must not stop us too; the rename is
+        atomic in any case.
+        """
+        assert self._path is not None
+        lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for _ in range(_LOCK_TRIES):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(_LOCK_PAUSE_S)
+            yield
+        finally:
+            os.close(lock)
+
+    @staticmethod
+    def _replace(path: Path, data: bytes, durable: bool) -> None:
+        draft = f"{path}.{os.getpid()}"
+        try:
+            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(file, data)
+                if durable:
+                    os.fsync(file)
+            finally:
+                os.close(file)
+            Path(draft).replace(path)
+        except OSError:
+            with suppress(OSError):
+                Path(draft).unlink()
+            raise
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _to_json(self, memory: Memory) -> dict[str, Any]:
+        now_s, wall_s = mono_s(), clock.wall_ns() / 1e9
+        block = memory.block
+        return {
+            "boot": self._boot,
+            "block": block
+            and {
+                "kind": block.kind,
+                "until_mono_s": block.until_s,
+                "until_wall_s": wall_s + block.until_s - now_s,
+                "length_s": block.length_s,
+            },
+            "strikes": memory.strikes,
+            "used_weight": memory.used_weight,
+            "minute_ends_wall_s": wall_s + memory.minute_ends_s - now_s,
+            "ceiling": memory.ceiling,
+        }
+
+    def _from_json(self, found: dict[str, Any]) -> Memory:
+        now_s, wall_s = mono_s(), clock.wall_ns() / 1e9
+        block = None
+        if stored := found["block"]:
+            if stored["kind"] not in get_args(Kind):
+                raise ValueError(stored["kind"])
+            length_s = min(float(stored["length_s"]), LONGEST_S)
+            left_s = float(stored["until_wall_s"]) - wall_s
+            if found["boot"] == self._boot:
+                left_s = max(left_s, float(stored["until_mono_s"]) - now_s)
+            left_s = min(left_s, length_s)
+            if left_s > 0:
+                block = Block(now_s + left_s, length_s, stored["kind"])
+        minute_s = min(max(float(found["minute_ends_wall_s"]) - wall_s, 0.0), 60.0)
+        return Memory(
+            block,
+            min(int(found["strikes"]), 20),
+            int(found["used_weight"]) if minute_s else 0,
+            now_s + minute_s,
+            int(found["ceiling"]),
+        )
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"unknown {os.getpid()}"
