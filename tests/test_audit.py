@@ -1,0 +1,520 @@
+"""The cross-check on a real PostgreSQL, with klines that are computed trade by trade."""
+
+import asyncio
+import random
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from audit_desk import (
+    EXACT,
+    MINUTE_US,
+    SETTLE_S,
+    START_US,
+    Candle,
+    Desk,
+    Trade,
+    candle,
+    candles,
+    market,
+)
+from store_desk import NAMES, Database, at
+
+from tradecore.errors import TransientStoreError
+from tradecore.schema import FLAG_CLOSED, KLINE_DECIMALS, KLINE_DTYPE
+from tradecore.store.audit import audit, put_klines
+from tradecore.store.pool import open_pool
+
+BTC, ETH = NAMES[:2]
+
+
+def us_of(minute: int) -> int:
+    return START_US + minute * MINUTE_US
+
+
+def steady(minutes: int, *, a_minute: int = 5, symbol_id: int = 0, first: int = 100) -> list[Trade]:
+    """The same number of trades each minute."""
+    return [
+        Trade(
+            symbol_id,
+            first + minute * a_minute + n,
+            us_of(minute) + n * 10_000_000 + 1,
+            10**12 + minute * 31 + n * 7,
+            10**8 + n * 12345,
+            n % 2 == 0,
+        )
+        for minute in range(minutes)
+        for n in range(a_minute)
+    ]
+
+
+def rest_rows(items: list[Candle], *, closed: bool = True) -> Any:
+    """Klines as REST tells them: without ids."""
+    rows = np.zeros(len(items), KLINE_DTYPE)
+    names = dict(
+        zip(
+            KLINE_DECIMALS,
+            ("open", "high", "low", "close", "volume", "quote_volume", "taker_base", "taker_quote"),
+            strict=True,
+        )
+    )
+    for row, item in zip(rows, items, strict=True):
+        row["open_us"], row["close_us"] = item.open_us, item.open_us + MINUTE_US - 1
+        row["first_id"] = row["last_id"] = -1
+        row["trade_count"] = item.trades
+        row["flags"] = FLAG_CLOSED if closed else 0
+        for name, ours in names.items():
+            scaled = int(EXACT.scaleb(getattr(item, ours), 8))
+            row[name]["lo"], row[name]["hi"] = scaled & (2**64 - 1), scaled >> 64
+    return rows
+
+
+async def test_a_market_without_loss_is_proven(db: Database) -> None:
+    desk = Desk(db, 30)
+    items = market(30)
+    await desk.store(items)
+    await desk.tell(candles(items, 30))
+    report = await desk.audit()
+    assert (report.waiting, report.mismatches, report.unproven) == (0, (), 0)
+    assert report.proven_us == {BTC: us_of(30), ETH: us_of(30)}
+    assert report.checked == report.matched > 50
+    assert not report.more and not report.tails and not report.klines_missing
+    assert await desk.open_minutes() == {}
+    assert await db.conn.fetchval("SELECT count(*) FROM audit_state") == 2
+    again = await desk.audit()
+    assert (again.checked, again.proven_us) == (0, report.proven_us)
+
+
+async def test_a_minute_that_is_not_settled_waits(db: Database) -> None:
+    desk = Desk(db, 2)
+    items = steady(2)
+    await desk.store(items)
+    await desk.tell(candles(items, 2, symbols=1))
+    report = await desk.audit(now_us=desk.now_us - 1)
+    assert report.proven_us == {BTC: us_of(1)}
+    assert (await desk.audit()).proven_us == {BTC: us_of(2)}
+
+
+SMALLEST = Decimal("0.00000001")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"trades": 4}, "count"),
+        ({"trades": 6}, "count"),
+        ({"first_id": 106}, "ids"),
+        ({"open": SMALLEST}, "open"),
+        ({"high": SMALLEST}, "high"),
+        ({"low": SMALLEST}, "low"),
+        ({"close": SMALLEST}, "close"),
+        ({"volume": SMALLEST}, "volume"),
+        ({"volume": -SMALLEST}, "volume"),
+        ({"quote_volume": 6 * SMALLEST}, "quote_volume"),
+        ({"quote_volume": -11 * SMALLEST}, "quote_volume"),
+        ({"taker_base": SMALLEST}, "taker_base"),
+        ({"taker_quote": 11 * SMALLEST}, "taker_quote"),
+    ],
+)
+async def test_a_wrong_value_is_told_once(
+    db: Database, changes: dict[str, Any], reason: str
+) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store(items)
+    told = candles(items, 4, symbols=1)
+    right = told[1]
+    wrong = {
+        name: getattr(right, name) + value if isinstance(value, Decimal) else value
+        for name, value in changes.items()
+    }
+    told[1] = right.but(**wrong)
+    await desk.tell(told)
+    report = await desk.audit()
+    (mismatch,) = report.mismatches
+    assert mismatch[:2] == (BTC, us_of(1))
+    assert mismatch.reason in (reason, "time")
+    assert reason != "time" or mismatch.detail
+    assert (report.matched, report.unproven, report.mismatching) == (3, 1, 1)
+    assert report.proven_us == {BTC: us_of(1)}
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    again = await desk.audit()
+    assert (again.checked, again.mismatches, again.mismatching) == (1, (), 1)
+    await desk.run("DELETE FROM klines WHERE timestamp = $1", at(us_of(1)))
+    await desk.tell([right])
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    healed = await desk.audit()
+    assert (healed.matched, healed.unproven, healed.proven_us) == (1, 0, {BTC: us_of(4)})
+
+
+async def test_rounding_of_quotes_is_forgiven(db: Database) -> None:
+    desk = Desk(db, 2)
+    items = steady(2)
+    await desk.store(items)
+    told = candles(items, 2, symbols=1)
+    for away in (4, -4):  # and one that the rounding of the oracle may have used up
+        moved = told[0].quote_volume + away * SMALLEST
+        await desk.run("DELETE FROM klines")
+        await desk.run("DELETE FROM audit_state")
+        await desk.tell([told[0].but(quote_volume=moved), told[1]])
+        assert (await desk.audit()).unproven == 0
+
+
+async def test_sums_of_any_size_are_exact(db: Database) -> None:
+    greatest = 2**63 - 1
+    items = [
+        Trade(0, 10 + n, us_of(0) + n, greatest - n, greatest - n, n % 2 > 0) for n in range(9)
+    ]
+    desk = Desk(db, 1)
+    await desk.store(items)
+    await desk.tell(candles(items, 1, symbols=1))
+    assert (await desk.audit()).proven_us == {BTC: us_of(1)}
+    await desk.run("UPDATE klines SET volume = volume + 0.00000001")
+    await desk.run("DELETE FROM audit_state")
+    assert [m.reason for m in (await desk.audit()).mismatches] == ["volume"]
+
+
+async def test_a_lost_row_that_the_ledger_knows(db: Database) -> None:
+    desk = Desk(db, 3)
+    items = steady(3)
+    await desk.store(items)
+    await desk.tell(candles(items, 3, symbols=1))
+    await desk.run("DELETE FROM raw_trades WHERE trade_id = 107")
+    (mismatch,) = (await desk.audit()).mismatches
+    assert mismatch == (BTC, us_of(1), "count", "count: the venue says 5, stored is 4")
+
+
+async def test_a_doubled_row(db: Database) -> None:
+    desk = Desk(db, 3)
+    items = steady(3)
+    await desk.store(items)
+    await desk.tell(candles(items, 3, symbols=1))
+    await desk.run(
+        "INSERT INTO raw_trades SELECT timestamp + interval '1 us', symbol, price, quantity, side,"
+        " trade_id FROM raw_trades WHERE trade_id = 107"
+    )
+    await desk.run("DELETE FROM raw_trades WHERE trade_id = 108")
+    assert [m.reason for m in (await desk.audit()).mismatches] == ["ids"]
+
+
+async def test_a_trade_with_the_time_of_another_minute(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store(items)
+    await desk.tell(candles(items, 4, symbols=1))
+    await desk.run(
+        "UPDATE raw_trades SET timestamp = timestamp + interval '1 minute' WHERE trade_id = 109"
+    )
+    report = await desk.audit()
+    assert [m[:3] for m in report.mismatches] == [
+        (BTC, us_of(1), "time"),
+        (BTC, us_of(2), "time"),
+    ]
+    assert report.proven_us == {BTC: us_of(1)}
+
+
+async def test_a_hole_waits_and_its_fill_is_audited_at_once(db: Database) -> None:
+    desk = Desk(db, 6)
+    items = steady(6)
+    hole = items[12:18]  # the minutes 2 and 3
+    await desk.store([item for item in items if item not in hole])
+    await desk.tell(candles(items, 6, symbols=1))
+    report = await desk.audit()
+    assert (report.matched, report.waiting, report.mismatches) == (4, 2, ())
+    assert report.proven_us == {BTC: us_of(2)}
+    expected = {(BTC, 2): ("waiting", "hole"), (BTC, 3): ("waiting", "hole")}
+    assert await desk.open_minutes() == expected
+    assert (await desk.audit()).checked == 0, "nothing has changed"
+    await desk.store(hole[:3])
+    assert (await desk.audit()).proven_us == {BTC: us_of(3)}
+    await desk.store(hole[3:])
+    healed = await desk.audit()
+    assert (healed.matched, healed.unproven, healed.proven_us) == (1, 0, {BTC: us_of(6)})
+
+
+async def test_ids_above_all_stored_are_a_tail(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store(items[:8])
+    await desk.tell(candles(items, 4, symbols=1))
+    report = await desk.audit()
+    assert report.tails == ((BTC, items[-1].trade_id),)
+    assert (report.waiting, report.mismatches, report.unproven) == (3, (), 3)
+    assert (await desk.audit()).tails == report.tails, "told until it is there"
+    await desk.store(items[15:])
+    report = await desk.audit()
+    assert report.tails == ()
+    assert report.proven_us == {BTC: us_of(1)}
+    await desk.store(items[8:15])
+    assert (await desk.audit()).proven_us == {BTC: us_of(4)}
+
+
+async def test_ids_that_the_venue_does_not_have(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    there = [item for item in items if item.trade_id not in (106, 107, 115)]
+    await desk.store(there)
+    await desk.tell(candles(there, 4, symbols=1))
+    report = await desk.audit()
+    assert report.proven_us == {BTC: us_of(4)}, "the venue counts what is stored: nothing is lost"
+
+
+async def test_absent_ids_that_the_venue_counts(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store([item for item in items if item.trade_id != 107])
+    await desk.run("UPDATE trade_gaps SET state = 'absent'")
+    await desk.tell(candles(items, 4, symbols=1))
+    report = await desk.audit()
+    assert [m[1:3] for m in report.mismatches] == [(us_of(1), "count")]
+    await desk.store([items[7]])
+    assert (await desk.audit()).proven_us == {BTC: us_of(4)}, "a fill is looked at at once"
+
+
+async def test_the_first_minute_may_be_cut(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store(items[2:])
+    await desk.tell(candles(items, 4, symbols=1))
+    report = await desk.audit()
+    assert (report.checked, report.matched, report.mismatches, report.unproven) == (4, 3, (), 0)
+    assert report.proven_us == {BTC: us_of(4)}
+    assert await db.conn.fetchval("SELECT max(proven_from) FROM audit_state") == at(us_of(1))
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+async def test_the_first_minute_by_a_kline_without_ids(db: Database, cut: int) -> None:
+    desk = Desk(db, 4)
+    items = steady(4)
+    await desk.store(items[cut:])
+    assert await put_klines(db.pool, BTC, rest_rows(candles(items, 4, symbols=1))) == 4
+    report = await desk.audit()
+    assert (report.mismatches, report.unproven, report.proven_us) == ((), 0, {BTC: us_of(4)})
+    begin = us_of(1 if cut else 0)
+    assert await db.conn.fetchval("SELECT max(proven_from) FROM audit_state") == at(begin)
+
+
+async def test_klines_without_ids(db: Database) -> None:
+    desk = Desk(db, 6)
+    items = steady(6)
+    hole = items[12:18]
+    await desk.store([item for item in items[:28] if item not in hole])
+    await put_klines(db.pool, BTC, rest_rows(candles(items, 6, symbols=1)))
+    assert await desk.audit()
+    assert await desk.open_minutes() == {
+        (BTC, 2): ("waiting", "hole"),
+        (BTC, 3): ("waiting", "hole"),
+        (BTC, 5): ("waiting", "tail"),
+    }
+    await desk.store(hole + items[28:])
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    assert (await desk.audit()).proven_us == {BTC: us_of(6)}
+    await desk.run("DELETE FROM audit_state")
+    await desk.run("UPDATE klines SET open = open + 1 WHERE timestamp = $1", at(us_of(2)))
+    await desk.run("UPDATE klines SET close = close + 1 WHERE timestamp = $1", at(us_of(3)))
+    await desk.run("UPDATE klines SET trade_count = 4 WHERE timestamp = $1", at(us_of(4)))
+    reasons = [m.reason for m in (await desk.audit()).mismatches]
+    assert reasons == ["open", "close", "count"]
+
+
+async def test_quiet_minutes_are_proven_too(db: Database) -> None:
+    desk = Desk(db, 5)
+    items = steady(5)
+    there = [item for item in items if item.minute in (0, 3)]
+    there = [replace(item, trade_id=100 + n) for n, item in enumerate(there)]
+    await desk.store(there)
+    await desk.tell(candles(there, 5))
+    report = await desk.audit()
+    assert report.proven_us == {BTC: us_of(5), ETH: us_of(5)}
+    assert report.unproven == 0
+
+
+async def test_a_trade_in_a_minute_that_the_venue_calls_quiet(db: Database) -> None:
+    desk = Desk(db, 3)
+    items = steady(3)
+    await desk.store(items)
+    told = candles(items, 3, symbols=1)
+    told[1] = candle(0, 1, [])
+    await desk.tell(told)
+    assert [m.reason for m in (await desk.audit()).mismatches] == ["count"]
+
+
+async def test_nothing_is_stored_yet(db: Database) -> None:
+    desk = Desk(db, 3)
+    items = steady(3)
+    await desk.tell(candles(items, 3, symbols=1))
+    for _ in range(2):
+        report = await desk.audit()
+        assert report.tails == ((BTC, 104),)
+        assert (report.mismatches, report.unproven, report.proven_us) == ((), 0, {})
+    await desk.store(items)
+    report = await desk.audit()
+    assert (report.tails, report.proven_us) == ((), {BTC: us_of(3)})
+
+
+async def test_the_very_first_trades_were_missed(db: Database) -> None:
+    desk = Desk(db, 4)
+    items = [item for item in steady(4) if item.minute > 0]
+    told = candles(items, 4, symbols=1)
+    await desk.tell(told[:1])
+    begin = await desk.audit(now_us=us_of(1) + int(SETTLE_S * 1e6))
+    assert begin.proven_us == {BTC: us_of(1)}, "it was quiet"
+    await desk.store(items[7:])
+    await desk.tell(told[1:])
+    report = await desk.audit()
+    assert report.tails == ((BTC, items[6].trade_id),)
+    assert [m[1:3] for m in report.mismatches] == [(us_of(1), "ids"), (us_of(2), "ids")]
+    await desk.store(items[:7])
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    assert (await desk.audit()).proven_us == {BTC: us_of(4)}
+
+
+async def test_missing_klines_are_named_and_fetched(db: Database) -> None:
+    desk = Desk(db, 12)
+    items = steady(12)
+    told = candles(items, 12, symbols=1)
+    await desk.store(items)
+    await desk.tell([c for c in told if c.minute in (0, 1, 4, 5, 6, 9, 10)])
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(7), us_of(8)), (BTC, us_of(2), us_of(3)))
+    assert (report.matched, report.unproven, report.proven_us) == (7, 4, {BTC: us_of(2)})
+    assert await put_klines(db.pool, BTC, rest_rows(told[2:4])) == 2
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(7), us_of(8)),)
+    assert (report.matched, report.proven_us) == (2, {BTC: us_of(7)})
+    # The venue has none of them.
+    asked_us = us_of(7), us_of(9)
+    assert await put_klines(db.pool, BTC, rest_rows([]), asked_us=asked_us) == 0
+    report = await desk.audit()
+    assert report.klines_missing == ()
+    assert [m[1:3] for m in report.mismatches] == [(us_of(7), "count"), (us_of(8), "count")]
+    await put_klines(db.pool, BTC, rest_rows(told))
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    assert (await desk.audit()).proven_us == {BTC: us_of(12)}
+
+
+async def test_the_venue_stood_still(db: Database) -> None:
+    desk = Desk(db, 6)
+    items = [item for item in steady(6) if item.minute not in (2, 3)]
+    items = [replace(item, trade_id=100 + n) for n, item in enumerate(items)]
+    told = candles(items, 6, symbols=1)
+    await desk.store(items)
+    await desk.tell([c for c in told if c.minute not in (2, 3)])
+    assert (await desk.audit()).klines_missing == ((BTC, us_of(2), us_of(3)),)
+    await put_klines(db.pool, BTC, rest_rows([]), asked_us=(us_of(2), us_of(4)))
+    assert (await desk.audit()).proven_us == {BTC: us_of(6)}
+
+
+async def test_klines_by_rest_do_not_replace_those_of_the_stream(db: Database) -> None:
+    desk = Desk(db, 3)
+    told = candles(steady(3), 3, symbols=1)
+    await desk.tell(told[:1])
+    await desk.tell(told[1:2], closed=False)
+    forged = [c.but(volume=Decimal(f"{2**100}e-8")) for c in told]
+    assert await put_klines(db.pool, BTC, rest_rows(forged)) == 2
+    rows = await db.conn.fetch(
+        "SELECT volume, first_id, is_closed, close_time FROM klines ORDER BY timestamp"
+    )
+    assert [row["is_closed"] for row in rows] == [True] * 3
+    exact = Decimal("12676506002282294014967.03205376")
+    assert [row["volume"] for row in rows] == [told[0].volume, exact, exact]
+    assert [row["first_id"] for row in rows] == [100, None, None]
+    assert rows[2]["close_time"] == at(us_of(3) - 1)
+    assert await put_klines(db.pool, ETH, rest_rows(told, closed=False)) == 0
+    assert await put_klines(db.pool, BTC, rest_rows(told)) == 0
+
+
+async def test_work_is_bounded_and_goes_on(db: Database) -> None:
+    desk = Desk(db, 20)
+    items = market(20, a_minute=4)
+    await desk.store(items)
+    await desk.tell(candles(items, 20))
+    seen = []
+    for _ in range(10):
+        report = await desk.audit(max_minutes=6)
+        seen.append(report.checked)
+        assert report.checked <= 12
+        if not report.more:
+            break
+    assert report.proven_us == {BTC: us_of(20), ETH: us_of(20)}
+    assert len(seen) >= 4
+    assert (await desk.audit(limit_s=-1.0)).checked == 0
+
+
+async def test_what_was_left_behind_is_not_starved(db: Database) -> None:
+    desk = Desk(db, 20)
+    items = steady(20)
+    await desk.store([item for item in items if item.minute != 1])
+    await desk.tell(candles(items, 20, symbols=1))
+    await desk.audit(max_minutes=4)
+    await desk.store([item for item in items if item.minute == 1])
+    report = await desk.audit(max_minutes=4)
+    assert report.more
+    assert report.unproven == 0
+
+
+async def test_daemons_that_audit_at_once(db: Database) -> None:
+    desk = Desk(db, 15)
+    items = market(15, symbols=4)
+    kept = [item for item in items if item.trade_id % 17]
+    await desk.store(kept)
+    await desk.tell(candles(items, 15, symbols=4))
+    reports = await asyncio.gather(*(desk.audit(4) for _ in range(3)))
+    reports.append(await desk.audit(4))
+    alone = await (await Desk(db, 15).fresh()).audit(4)
+    assert sum(report.checked for report in reports) == alone.checked
+    assert (reports[-1].proven_us, reports[-1].unproven) == (alone.proven_us, alone.unproven)
+    told = [m for report in reports for m in report.mismatches]
+    assert len(told) == len(set(told)) == len(alone.mismatches)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_loss_against_an_oracle(db: Database, seed: int) -> None:
+    """A minute is proven exactly when its kline is there and all its trades are stored."""
+    rng = random.Random(seed)
+    minutes = 25
+    desk = Desk(db, minutes)
+    items = market(minutes, seed=seed, a_minute=6)
+    told = candles(items, minutes)
+    # The first and the last minute are whole and not quiet: every loss lies between.
+    lost = {item for item in items if 0 < item.minute < minutes - 1 and rng.random() < 0.15}
+    silent = {c for c in told if 0 < c.minute < minutes - 1 and rng.random() < 0.15}
+    await desk.store([item for item in items if item not in lost])
+    await desk.tell([c for c in told if c not in silent])
+
+    def expected() -> set[tuple[str, int]]:
+        bad = {(NAMES[item.symbol_id], item.minute) for item in lost}
+        return bad | {(c.symbol, c.minute) for c in silent}
+
+    report = await desk.audit()
+    assert set(await desk.open_minutes()) == expected()
+    assert report.mismatches == ()
+    while lost or silent:
+        for item in rng.sample(sorted(lost, key=str), len(lost) // 2 + len(lost) % 2):
+            await desk.store([item])
+            lost.remove(item)
+        for c in rng.sample(sorted(silent, key=str), len(silent) // 2 + len(silent) % 2):
+            await put_klines(db.pool, c.symbol, rest_rows([c]))
+            silent.remove(c)
+        await desk.run("UPDATE trade_audits SET retry_at = now()")
+        report = await desk.audit()
+        assert set(await desk.open_minutes()) == expected()
+        for symbol, through in report.proven_us.items():
+            first_bad = min((m for s, m in expected() if s == symbol), default=minutes)
+            assert through == us_of(first_bad)
+    assert report.unproven == 0
+
+
+async def test_the_database_is_away(migrated_database: str) -> None:
+    pool = await open_pool(migrated_database, 2)
+    await pool.close()
+    with pytest.raises(TransientStoreError):
+        await audit(pool, now_us=us_of(0), settle_s=SETTLE_S, symbols=[BTC])
+    with pytest.raises(TransientStoreError):
+        await put_klines(pool, BTC, rest_rows([]))
+
+
+async def test_no_symbols(db: Database) -> None:
+    assert (await Desk(db, 1).audit(0)).checked == 0

@@ -1,0 +1,368 @@
+"""The cross-check: stored trades against the venue's closed 1-minute klines.
+
+    todo     klines that nobody looked at, oldest first; minutes that may be proven by now
+    round    one minute of many symbols, in one transaction: lock the symbols' rows in audit_state,
+             read klines, sum up the trades in one scan, compare, write down what is not proven
+    report   what was found now, and what is not proven in all
+
+The trades and the ledger were committed before a round reads them, and its findings commit with
+the step of audit_state: a crash costs a round that is done again. Two daemons share the work, a
+symbol whose row is locked is the other's. A minute that is proven leaves no row behind.
+"""
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from tradecore import clock
+from tradecore.errors import StoreError
+from tradecore.store import audit_sql as sql
+from tradecore.store.failure import as_transient
+from tradecore.store.klines import put_klines
+from tradecore.store.transaction import transaction
+from tradecore.store.verdict import Kline, Known, Minute, Verdict, compare, explain
+
+__all__ = ["AuditReport", "Mismatch", "audit", "put_klines"]
+
+MAX_MINUTES = 200
+LIMIT_S = 30.0
+
+MINUTE_US = 60_000_000
+_MINUTE = timedelta(minutes=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ROUND_LIMIT_S = 55.0
+_RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0
+_MAX_RANGES = 200  # of missing klines in one report
+
+_TROUBLE = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    StoreError,
+    OSError,
+    TimeoutError,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Mismatch(NamedTuple):
+    """A minute of stored trades that is not what the venue says."""
+
+    symbol: str
+    open_us: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What one call found, and what is known in all. Times in microseconds since 1970."""
+
+    checked: int
+    """Minutes of symbols that this call looked at: matched, waiting, mismatching, or begun before
+    the capture."""
+    matched: int
+    waiting: int
+    """Of those checked: trades are missing, and it is known that they are."""
+    mismatches: tuple[Mismatch, ...]
+    """Those that were not known before: each is told once."""
+    tails: tuple[tuple[str, int], ...]
+    """(symbol, id): the venue has trades up to this id, and no hole of the ledger says so."""
+    proven_us: dict[str, int]
+    """Every minute up to here is proven, since the proof of the symbol began."""
+    unproven: int
+    """Minutes that are not proven, waiting or mismatching, of all that were ever looked at."""
+    mismatching: int
+    klines_missing: tuple[tuple[str, int, int], ...]
+    """(symbol, first open time, last open time) of minutes between two klines; newest first."""
+    more: bool
+    """There is more to do at once: the call ended at its limits."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    checked: int = 0
+    matched: int = 0
+    waiting: int = 0
+    mismatches: list[Mismatch] = field(default_factory=list)
+    tails: dict[str, int] = field(default_factory=dict)
+    stuck: set[str] = field(default_factory=set)
+    """Symbols whose next minute has to wait: another daemon has them, or nothing is stored yet."""
+
+
+async def audit(
+    pool: asyncpg.Pool,
+    *,
+    now_us: int,
+    settle_s: float,
+    symbols: Collection[str],
+    max_minutes: int = MAX_MINUTES,
+    limit_s: float = LIMIT_S,
+) -> AuditReport:
+    """Compare minutes that ended `settle_s` before `now_us` or earlier; report.
+
+    Give only symbols whose trades are captured. One call scans `max_minutes` minutes at most and
+    begins no other after `limit_s`; the next call goes on. Raises TransientStoreError when the
+    database is away; what was found until then is kept.
+    """
+    begun_ns = clock.mono_ns()
+    end_us = (now_us - int(settle_s * 1e6)) // MINUTE_US * MINUTE_US
+    names = sorted(set(symbols))
+    tally = _Tally()
+    try:
+        async with asyncio.timeout(_ROUND_LIMIT_S):
+            rounds = await _find_work(pool, names, end_us, max_minutes)
+        done = 0
+        for open_us, fresh, again in rounds:
+            if clock.mono_ns() - begun_ns > limit_s * 1e9:
+                break
+            async with asyncio.timeout(_ROUND_LIMIT_S):
+                await _audit_minute(pool, open_us, fresh, again, tally)
+            done += 1
+        more = done < len(rounds) or len(rounds) >= max_minutes
+        async with asyncio.timeout(_ROUND_LIMIT_S):
+            return await _report(pool, names, tally, more)
+    except _TROUBLE as exc:
+        raise as_transient(exc, "audit stored trades") from exc
+
+
+async def _find_work(
+    pool: asyncpg.Pool, names: list[str], end_us: int, max_minutes: int
+) -> list[tuple[int, set[str], set[str]]]:
+    """Return minutes to look at: (open time, symbols that come to it, symbols to look at again)."""
+    fresh: dict[int, set[str]] = defaultdict(set)
+    again: dict[int, set[str]] = defaultdict(set)
+    async with transaction(pool, _ROUND_LIMIT_S) as conn:
+        await conn.execute(sql.ADD_SYMBOLS, names)
+        end = _at(end_us)
+        for symbol, open_time in await conn.fetch(sql.TO_DO, names, end, max_minutes):
+            fresh[_us(open_time)].add(symbol)
+        for symbol, open_time in await conn.fetch(sql.DUE, names, end, max_minutes * 20):
+            again[_us(open_time)].add(symbol)
+    # Most of the work goes on in time; some is kept for what was left behind, newest first.
+    share = max_minutes - min(len(again), max_minutes // 4)
+    chosen = set(sorted(fresh)[:share])
+    for open_us in sorted(again, reverse=True):
+        if len(chosen) >= max_minutes:
+            break
+        chosen.add(open_us)
+    return [(open_us, fresh[open_us], again[open_us]) for open_us in sorted(chosen)]
+
+
+async def _audit_minute(
+    pool: asyncpg.Pool, open_us: int, fresh: set[str], again: set[str], tally: _Tally
+) -> None:
+    """Do one round."""
+    fresh = fresh - tally.stuck
+    open_time = _at(open_us)
+    async with transaction(pool, _ROUND_LIMIT_S) as conn:
+        await conn.execute(sql.LIMITS)
+        locked = {row["symbol"]: row for row in await conn.fetch(sql.LOCK, [*fresh, *again])}
+        tally.stuck |= fresh - locked.keys()
+        fresh, behind = await _in_turn(conn, open_time, fresh & locked.keys(), locked, tally)
+        symbols = sorted(fresh | (again & locked.keys()))
+        earlier = {row["symbol"]: row for row in await conn.fetch(sql.EARLIER, open_time, symbols)}
+        symbols = [symbol for symbol in symbols if symbol in fresh or symbol in earlier]
+        if not symbols:
+            return
+        klines = {row[0]: Kline(*row) for row in await conn.fetch(sql.KLINES, open_time, symbols)}
+        symbols = [s for s in symbols if s in klines or (s in earlier and earlier[s]["asked_at"])]
+        minutes = await _minutes(conn, open_time, symbols, klines)
+        started = {s for s in symbols if locked[s]["proven_from"] is not None or s in behind}
+        verdicts = await _judge(conn, open_us, symbols, klines, minutes, started)
+        unready = {s for s, verdict in verdicts.items() if verdict.state == "unready"}
+        partial = {s for s, verdict in verdicts.items() if verdict.state == "partial"}
+        open_rows = {s: v for s, v in verdicts.items() if v.state in ("waiting", "mismatch")}
+        proven = [symbol for symbol in symbols if symbol not in verdicts]
+        if behind:
+            await conn.execute(sql.NO_KLINES, list(behind), list(behind.values()), open_time)
+        await conn.execute(sql.PROVEN, open_time, [s for s in proven if s in earlier])
+        await _write_down(conn, open_time, open_rows, klines, earlier)
+        await _advance(conn, open_time, [s for s in symbols if s not in unready], partial, behind)
+    # Committed: now it may be told.
+    tally.stuck |= unready
+    tally.checked += len(symbols)
+    tally.matched += len(proven)
+    for symbol, verdict in verdicts.items():
+        tally.waiting += verdict.state in ("waiting", "unready")
+        if verdict.fetch_id is not None:
+            tally.tails[symbol] = max(verdict.fetch_id, tally.tails.get(symbol, -1))
+        before = earlier.get(symbol)
+        known = before and (before["state"], before["reason"]) == ("mismatch", verdict.reason)
+        if verdict.state == "mismatch" and not known:
+            tally.mismatches.append(Mismatch(symbol, open_us, verdict.reason, verdict.detail))
+
+
+async def _in_turn(
+    conn: asyncpg.Connection,
+    open_time: datetime,
+    fresh: set[str],
+    locked: dict[str, Any],
+    tally: _Tally,
+) -> tuple[set[str], dict[str, datetime]]:
+    """Return which of `fresh` are really next, and since when they had no kline, if so.
+
+    Another daemon may have been here, and an earlier minute may have been left to it.
+    """
+    through = {symbol: locked[symbol]["audited_through"] for symbol in fresh}
+    behind = {s: since for s, since in through.items() if since and since < open_time}
+    if behind:
+        skipped = await conn.fetch(sql.SKIPPED, list(behind), list(behind.values()), open_time)
+        for row in skipped:
+            tally.stuck.add(row["symbol"])
+            del behind[row["symbol"]]
+    in_turn = {s for s, since in through.items() if not since or since == open_time}
+    return in_turn | behind.keys(), behind
+
+
+async def _minutes(
+    conn: asyncpg.Connection, open_time: datetime, symbols: list[str], klines: dict[str, Kline]
+) -> dict[str, Minute]:
+    """Sum up what is stored with a time in the minute."""
+    bounds = open_time, open_time + _MINUTE
+    ids = [(k.first_id, k.last_id) if (k := klines.get(s)) else (None, None) for s in symbols]
+    await conn.execute(sql.NO_LOOPS)
+    rows = await conn.fetch(
+        sql.MINUTES, *bounds, symbols, [pair[0] for pair in ids], [pair[1] for pair in ids]
+    )
+    found = dict.fromkeys(symbols, Minute())
+    found |= {row[0]: Minute(row[1], row[2], row[3], int(row[4]), *row[5:]) for row in rows}
+    edges = [
+        (symbol, trade_id)
+        for symbol, minute in found.items()
+        for trade_id, price in ((minute.first_id, minute.open), (minute.last_id, minute.close))
+        if trade_id is not None and price is None
+    ]
+    if edges:
+        prices = {
+            (row[0], row[1]): row[2]
+            for row in await conn.fetch(sql.PRICES, *bounds, *map(list, zip(*edges, strict=True)))
+        }
+        for symbol in {symbol for symbol, _ in edges}:
+            minute = found[symbol]
+            first = prices.get((symbol, minute.first_id), minute.open)
+            last = prices.get((symbol, minute.last_id), minute.close)
+            found[symbol] = minute._replace(open=first, close=last)
+    await conn.execute(sql.LOOPS)
+    return found
+
+
+async def _judge(
+    conn: asyncpg.Connection,
+    open_us: int,
+    symbols: list[str],
+    klines: dict[str, Kline],
+    minutes: dict[str, Minute],
+    started: set[str],
+) -> dict[str, Verdict]:
+    """Return a verdict for each symbol whose minute is not proven."""
+    verdicts: dict[str, Verdict] = {}
+    for symbol in symbols:
+        if symbol in klines:
+            verdict = compare(klines[symbol], minutes[symbol])
+        elif minutes[symbol].trades:
+            verdict = Verdict(
+                "mismatch",
+                "count",
+                f"count: the venue has no kline of this minute, stored is {minutes[symbol].trades}",
+            )
+        else:
+            verdict = None
+        if verdict is not None:
+            verdicts[symbol] = verdict
+    doubtful = [s for s, v in verdicts.items() if v.reason in ("count", "ids") and s in klines]
+    if not doubtful:
+        return verdicts
+    ids = [klines[s].first_id for s in doubtful], [klines[s].last_id for s in doubtful]
+    bounds = _at(open_us), _at(open_us) + _MINUTE
+    for row in await conn.fetch(sql.KNOWN, doubtful, *ids, *bounds):
+        symbol = row[0]
+        verdicts[symbol] = explain(
+            klines[symbol],
+            minutes[symbol],
+            verdicts[symbol],
+            Known(*row[1:]),
+            open_us,
+            started=symbol in started,
+        )
+    odd = [s for s in doubtful if verdicts[s].state == "mismatch" and klines[s].span is not None]
+    if odd:
+        ids = [klines[s].first_id for s in odd], [klines[s].last_id for s in odd]
+        for symbol, strays, elsewhere in await conn.fetch(sql.MISPLACED, odd, *ids, *bounds):
+            if strays or elsewhere:
+                detail = (
+                    f"{strays} trades of this minute are not in its kline,"
+                    f" {elsewhere} of the kline have a time outside of it"
+                )
+                verdicts[symbol] = verdicts[symbol]._replace(reason="time", detail=detail)
+    return verdicts
+
+
+async def _write_down(
+    conn: asyncpg.Connection,
+    open_time: datetime,
+    verdicts: dict[str, Verdict],
+    klines: dict[str, Kline],
+    earlier: dict[str, Any],
+) -> None:
+    if not verdicts:
+        return
+    rows = []
+    for symbol, verdict in sorted(verdicts.items()):
+        kline = klines.get(symbol)
+        tries = earlier[symbol]["tries"] + 1 if symbol in earlier else 0
+        delay_s = min(_RETRY_S * 2.0 ** min(tries, 20), _RETRY_CAP_S) * random.uniform(0.75, 1.25)
+        ids = (kline.first_id, kline.last_id) if kline else (None, None)
+        rows.append((symbol, verdict.state, verdict.reason, verdict.detail, *ids, tries, delay_s))
+    await conn.execute(sql.UNPROVEN, open_time, *map(list, zip(*rows, strict=True)))
+
+
+async def _advance(
+    conn: asyncpg.Connection,
+    open_time: datetime,
+    symbols: list[str],
+    partial: set[str],
+    behind: dict[str, datetime],
+) -> None:
+    """Move the symbols' rows in audit_state past this minute; never back."""
+    begins = [behind.get(s, None if s in partial else open_time) for s in symbols]
+    await conn.execute(sql.ADVANCE, symbols, [open_time + _MINUTE] * len(symbols), begins)
+
+
+async def _report(pool: asyncpg.Pool, names: list[str], tally: _Tally, more: bool) -> AuditReport:
+    async with transaction(pool, _ROUND_LIMIT_S) as conn:
+        state = await conn.fetch(sql.STATE, names)
+        counts = await conn.fetchrow(sql.UNPROVEN_COUNTS, names)
+        tails = dict(await conn.fetch(sql.TAILS, names))
+        missing = await conn.fetch(sql.KLINES_MISSING, names, _MAX_RANGES)
+    assert counts is not None
+    for symbol, last_id in tally.tails.items():
+        tails[symbol] = max(last_id, tails.get(symbol, -1))
+    return AuditReport(
+        checked=tally.checked,
+        matched=tally.matched,
+        waiting=tally.waiting,
+        mismatches=tuple(tally.mismatches),
+        tails=tuple(sorted(tails.items())),
+        proven_us={row["symbol"]: row["proven_us"] for row in state},
+        unproven=counts["unproven"],
+        mismatching=counts["mismatching"],
+        klines_missing=tuple((row[0], row[1], row[2]) for row in missing),
+        more=more,
+    )
+
+
+def _at(us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def _us(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
