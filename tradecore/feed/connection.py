@@ -1,19 +1,28 @@
-"""One connection to the venue, kept up without end: session after session, with back-off."""
+"""One connection to the venue, kept up without end and replaced without a break.
+
+At most two sessions are open: the present one and, during a rollover, its successor.
+"""
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tradecore import clock
 from tradecore.backoff import AttemptBudget, Backoff
-from tradecore.feed.session import Plan, Reason, Session, SessionOver
-from tradecore.feed.states import Machine, State
+from tradecore.feed.leg import Leg, Upkeep
+from tradecore.feed.lines import Alternates
+from tradecore.feed.plan import Cause, Plan, Reason, SessionOver, Trouble
+from tradecore.feed.rollover import Proof
+from tradecore.feed.session import Session
+from tradecore.feed.states import State
+from tradecore.feed.subscriptions import Share
 
 log = logging.getLogger(__name__)
 
-_MAX_RETRY_AFTER_S = 900.0
+_YOUNGEST = 0.8
+"""Sessions live 80 to 100 % of the maximal age, so that they do not roll over together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +45,16 @@ class ConnectionStatus:
     reconnects: dict[str, int]
     """Ended sessions by reason, attempts that failed not counted."""
     last_end: str | None
+    rollovers: dict[str, int]
+    """Sessions that a successor took the place of, by cause; every cause is there."""
+    endpoint: str
+    """Host and port of the present session, or of the one before; empty before the first."""
+    age_s: float
+    """How long the present socket has been open; 0 while none is."""
 
 
 class Connection:
-    """Keep the streams of a plan (at most 1,024) flowing into the listeners that it makes.
+    """Keep a share of the streams (at most 1,024) flowing into the listeners that it makes.
 
     `budget` and `next_epoch` are shared by all connections of the feed, `backoff` is its own.
     """
@@ -47,26 +62,34 @@ class Connection:
     def __init__(
         self,
         plan: Plan,
+        share: Share,
         backoff: Backoff,
         budget: AttemptBudget,
         next_epoch: Callable[[], int],
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.plan = plan
-        self._backoff = backoff
-        self._budget = budget
-        self._next_epoch = next_epoch
-        self._machine = Machine()
-        self._session: Session | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
         self._reading = asyncio.Event()
         self._reading.set()
-        self._epoch = 0
-        self._last_data_ns = 0
-        self._connects = 0
-        self._attempts_failed = 0
-        self._reconnects: Counter[str] = Counter()
-        self._last_end: str | None = None
+        self._up = Upkeep(
+            plan,
+            share,
+            backoff,
+            Alternates(plan.endpoints),
+            budget,
+            next_epoch,
+            lambda: plan.max_age_s * uniform(_YOUNGEST, 1.0),
+            self._reading,
+        )
+        self._present: Leg | None = None
+        self._successor: Leg | None = None
+        self._retiring: Leg | None = None
+        self._wish: Trouble | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._ending = False
+        self._born_ns = clock.mono_ns()
+        self._closed = asyncio.Event()
+        self._endpoint = ""
 
     @property
     def name(self) -> str:
@@ -74,111 +97,211 @@ class Connection:
         return self.plan.name
 
     @property
+    def share(self) -> Share:
+        """What it carries."""
+        return self._up.share
+
+    @property
     def state(self) -> State:
-        """The state right now."""
-        return self._machine.state
+        """The state of the present session; a successor's does not show before it takes over."""
+        if self._closed.is_set():
+            return State.CLOSED
+        if self._present is None:
+            return State.DRAINING if self._ending else State.CONNECTING
+        return self._present.machine.state
+
+    @property
+    def rolling(self) -> bool:
+        """Whether a successor is on its way."""
+        return self._successor is not None or self._retiring is not None
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The sessions that there are now, two at most, the present one first."""
+        return [leg.session for leg in self._legs if leg.session is not None]
+
+    @property
+    def _legs(self) -> list[Leg]:
+        legs = (self._present, self._successor, self._retiring)
+        return [leg for leg in legs if leg is not None]
 
     async def run(self) -> None:
         """Keep the connection up; returns only after close(). Raises only on a bug."""
-        if self._machine.ending:
+        if self._ending:
             return
         self._work = asyncio.create_task(self._keep_up(), name=f"feed connection {self.name}")
         try:
             await asyncio.wait({self._work})
             if not self._work.cancelled():
                 self._work.result()
-            if self._session is not None:
-                await self._session.drain()
+            await self._end_legs(drain=True)
         finally:
+            self._ending = True
             if self._work.cancel():  # it is still at work only when run() itself was cancelled
                 await asyncio.wait({self._work}, timeout=self.plan.timing.close_s)
-            if self._session is not None:
-                await self._session.drop()
-            self._machine.close()
+            await self._end_legs(drain=False)
             self._closed.set()
 
     async def close(self) -> None:
         """Say goodbye to the venue and end run(), from any state, within seconds. Idempotent."""
-        if self._machine.drain():
+        if not self._ending:
+            self._ending = True
+            for leg in self._legs:
+                leg.machine.drain()
+                leg.task.cancel()
             if self._work is None:
-                self._machine.close()
                 self._closed.set()
             else:
                 self._work.cancel()
-        async with asyncio.timeout(4 * self.plan.timing.close_s):
+        async with asyncio.timeout(5 * self.plan.timing.close_s):
             await self._closed.wait()
 
     def pause_reading(self) -> None:
         """Leave data in the kernel and at the venue; no time limit runs and nothing reconnects."""
         self._reading.clear()
-        if self._session is not None:
-            self._session.pause_reading()
+        for session in self.sessions:
+            session.pause_reading()
 
     def resume_reading(self) -> None:
         """Take data again."""
         if self._reading.is_set():
             return
         self._reading.set()
-        if self._session is not None:
-            self._session.resume_reading()
+        for session in self.sessions:
+            session.resume_reading()
+
+    def replace(self, why: str) -> None:
+        """Ask for a successor: some data are missing. Nothing happens while one is on its way."""
+        if self._successor is None and self._wish is None:
+            self._wish = Trouble(Cause.STALE, why)
+
+    async def apply(self, share: Share, limit_s: float) -> bool:
+        """Change what is carried; streams that stay are not touched.
+
+        Returns whether the open sessions were in step with it within `limit_s`; a session that is
+        opened later takes the new share in any case.
+        """
+        self._up.share = share
+        for session in self.sessions:
+            session.want(share)
+        deadline_ns = clock.mono_ns() + int(limit_s * 1e9)
+        while not self._ending and any(
+            not session.in_step for session in self.sessions if session.opened
+        ):
+            if clock.mono_ns() > deadline_ns:
+                return False
+            await asyncio.sleep(self.plan.timing.tick_s)
+        return True
+
+    def carries(self, symbols: Collection[str]) -> bool:
+        """Tell whether it is live and those of these symbols that it has were seen to continue."""
+        if self.state is not State.LIVE:
+            return False
+        ids = [self.plan.symbol_id(symbol) for symbol in self.share.traded if symbol in symbols]
+        return not self.sessions[0].unconfirmed(ids)
 
     def describe(self) -> ConnectionStatus:
         """Return a snapshot."""
         now_ns = clock.mono_ns()
-        session = self._session
-        last_ns = (session.last_data_ns if session is not None else 0) or self._last_data_ns
+        leg, tally = self._present, self._up.tally
+        session = leg.session if leg is not None else None
+        sessions = self.sessions
+        if session is not None:
+            self._endpoint = session.endpoint.address
+        last_ns = max(tally.last_data_ns, *(one.last_data_ns for one in sessions), 0)
+        since_ns = leg.machine.since_ns if leg is not None else self._born_ns
         return ConnectionStatus(
             name=self.name,
             line=self.plan.line,
             state=self.state,
-            since_s=(now_ns - self._machine.since_ns) / 1e9,
-            streams=len(self.plan.streams),
+            since_s=(now_ns - since_ns) / 1e9,
+            streams=len(self.share.symbols) * len(self.share.kinds),
             refused=tuple(session.refused) if session is not None else (),
             last_data_age_s=(now_ns - last_ns) / 1e9 if last_ns else None,
-            epoch=self._epoch,
-            connects=self._connects + (session is not None and session.opened),
-            attempts_failed=self._attempts_failed,
-            reconnects=dict(self._reconnects),
-            last_end=self._last_end,
+            epoch=leg.epoch if leg is not None else 0,
+            connects=tally.connects + sum(one.opened for one in sessions),
+            attempts_failed=tally.attempts_failed,
+            reconnects=dict(tally.reconnects),
+            last_end=tally.last_end,
+            rollovers={cause.value: tally.rollovers[cause.value] for cause in Cause},
+            endpoint=self._endpoint,
+            age_s=leg.age_s if leg is not None else 0.0,
         )
 
     async def _keep_up(self) -> None:
+        self._present = Leg(self._up)
         while True:
-            await asyncio.sleep(self._budget.reserve_s())
-            self._machine.connect()
-            self._epoch = self._next_epoch()
-            session = Session(self.plan, self._epoch, self._machine, self._reading)
-            self._session = session
-            over = await session.live()
-            await session.drop()
-            self._session = None
-            self._machine.back_off()
-            delay_s = self._take_stock(session, over)
-            await asyncio.sleep(delay_s)
-            # A feed that cannot take data has no use for a socket. Ends by resume or close.
-            await self._reading.wait()
+            await asyncio.wait({self._present.task}, timeout=self.plan.timing.tick_s)
+            if self._present.task.done():
+                self._present.task.result()  # it never ends by itself, but by a bug
+            trouble = self._trouble(self._present)
+            if trouble is not None:
+                await self._roll_over(self._present, trouble)
 
-    def _take_stock(self, session: Session, over: SessionOver) -> float:
-        """Count and log the end of a session; return the seconds to wait before the next."""
-        if over.reason is Reason.CONNECT_FAILED:
-            self._attempts_failed += 1
-        else:
-            self._reconnects[over.reason.value] += 1
-        self._connects += session.opened
-        self._last_data_ns = session.last_data_ns or self._last_data_ns
-        if session.settled or over.reason is Reason.SILENT:
-            # It has worked for a while, or has just waited longer than any back-off.
-            self._backoff.reset()
-        delay_s = max(self._backoff.next_delay_s(), min(over.retry_after_s, _MAX_RETRY_AFTER_S))
-        self._last_end = str(over)
-        log.warning(
-            "connection to the venue ended, trying again",
+    def _trouble(self, leg: Leg) -> Trouble | None:
+        """Return why the session should be replaced now; one that is not open is not replaced."""
+        wish, session = self._wish, leg.session
+        self._wish = None
+        if session is None or not session.opened:
+            return None
+        if session.trouble is not None:
+            return session.trouble
+        if leg.live:
+            if leg.age_s > leg.lifetime_s:
+                return Trouble(Cause.AGE, f"open for {leg.age_s:.0f} s")
+            return wish
+        return None
+
+    async def _roll_over(self, old: Leg, trouble: Trouble) -> None:
+        """Open a successor, wait until it carries everything, then close the old session."""
+        timing = self.plan.timing
+        log.info(
+            "rollover begins",
             extra={
                 "connection": self.name,
-                "cause": self._last_end,
-                "delay_s": round(delay_s, 3),
-                "attempt": self._backoff.attempts,
-                "streams": len(self.plan.streams),
+                "cause": str(trouble.cause),
+                "detail": trouble.detail,
+                "symbols": len(self.share.traded),
             },
         )
-        return delay_s
+        worn_ns = clock.mono_ns()
+        old.last = True
+        await self._hold_back(old)
+        proof = Proof(self._up, trouble)
+        new = self._successor = Leg(self._up)
+        while not old.task.done():
+            await asyncio.wait({old.task, new.task}, timeout=timing.tick_s)
+            if new.task.done():
+                new.task.result()
+            session = old.session
+            deaf = trouble.deaf and session is not None and session.last_data_ns < worn_ns
+            if await proof.given(new, deaf=deaf):
+                break
+            _end_if_deaf(new)
+        died = old.task.done()
+        if died:
+            old.task.result()
+        self._present, self._successor, self._retiring = new, None, old
+        self._up.tally.rollovers[trouble.cause.value] += 1
+        await old.end(drain=not trouble.deaf)
+        self._retiring = None
+        proof.tell(died=died)
+
+    async def _hold_back(self, old: Leg) -> None:
+        """Wait for the back-off when sessions want a successor as soon as they are open."""
+        session = old.session
+        if session is None or old.age_s > self.plan.timing.settle_s / 4:
+            return
+        delay_s = self._up.backoff.next_delay_s()
+        if delay_s > 0:
+            await asyncio.wait({old.task}, timeout=delay_s)
+
+    async def _end_legs(self, *, drain: bool) -> None:
+        await asyncio.gather(*(leg.end(drain=drain) for leg in self._legs))
+
+
+def _end_if_deaf(leg: Leg) -> None:
+    """A successor that turns out silent is a failed attempt: it has no successor of its own."""
+    session = leg.session
+    if session is not None and session.trouble is not None and session.trouble.deaf:
+        session.end(SessionOver(Reason.SILENT, session.trouble.detail))

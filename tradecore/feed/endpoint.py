@@ -19,6 +19,7 @@ from picows import WSHandshakeError, WSListener, WSTransport, ws_connect
 from picows.url import WSParsedURL
 
 from tradecore.errors import SettingsError, VenueError
+from tradecore.feed.addresses import AddressBook
 from tradecore.values import is_loopback
 
 RECEIVE_BUFFER_BYTES = 1 << 20
@@ -107,10 +108,21 @@ class Endpoint:
         netloc = host if self.port == default else f"{host}:{self.port}"
         return f"{scheme}://{netloc}{self.path}/stream?timeUnit=MICROSECOND"
 
+    @property
+    def address(self) -> str:
+        """Host and port, for people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
     async def open(
-        self, listener_factory: Callable[[], WSListener], limit_s: float
+        self,
+        listener_factory: Callable[[], WSListener],
+        limit_s: float,
+        addresses: AddressBook | None = None,
     ) -> tuple[WSTransport, WSListener]:
         """Connect and upgrade; no extension is offered, so frames are never compressed.
+
+        With `addresses` an attempt outlives a failure of the name service.
 
         Raises OSError (ssl.SSLError and TimeoutError are among them), UpgradeRefusedError, or
         another VenueError. When it raises or is cancelled, nothing stays open, and the factory is
@@ -120,7 +132,7 @@ class Endpoint:
         abandoned = False
 
         async def make_socket(_: WSParsedURL) -> socket.socket:
-            sock = await self._connect_tcp(limit_s)
+            sock = await self._connect_tcp(limit_s, addresses or AddressBook())
             sockets.append(sock)
             return sock
 
@@ -175,18 +187,10 @@ class Endpoint:
             raise
         return transport, listener
 
-    async def _connect_tcp(self, limit_s: float) -> socket.socket:
+    async def _connect_tcp(self, limit_s: float, addresses: AddressBook) -> socket.socket:
         """Resolve the name and connect to the first address that answers."""
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(limit_s / 2):
-                found = await loop.getaddrinfo(
-                    self.host, self.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-                )
-        except TimeoutError:
-            raise TimeoutError(
-                f"name {self.host} was not resolved within {limit_s / 2:g} s"
-            ) from None
+        found = await addresses.resolve(self.host, self.port, limit_s / 2)
         failure: OSError = OSError(f"{self.host} has no address")
         for family, kind, protocol, _, address in found:
             if not self.secure and not is_loopback(str(address[0])):

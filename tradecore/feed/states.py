@@ -18,7 +18,7 @@ class State(enum.StrEnum):
     """Every SUBSCRIBE was answered and data events have come, the last one not too long ago."""
 
     STALE = "stale"
-    """The socket looks open but has been silent for too long; it is about to be aborted."""
+    """The socket looks open but has been silent for too long; it is about to be replaced."""
 
     BACKING_OFF = "backing_off"
     """No socket is open. The next attempt waits for its time, or for reading to be resumed."""
@@ -34,7 +34,7 @@ _NEXT = {
     State.CONNECTING: {State.SUBSCRIBING, State.BACKING_OFF, State.DRAINING},
     State.SUBSCRIBING: {State.LIVE, State.STALE, State.BACKING_OFF, State.DRAINING},
     State.LIVE: {State.STALE, State.BACKING_OFF, State.DRAINING},
-    State.STALE: {State.BACKING_OFF, State.DRAINING},
+    State.STALE: {State.LIVE, State.BACKING_OFF, State.DRAINING},
     State.BACKING_OFF: {State.CONNECTING, State.DRAINING},
     State.DRAINING: {State.CLOSED},
     State.CLOSED: set(),
@@ -63,11 +63,11 @@ class Machine:
         self._move(State.SUBSCRIBING)
 
     def go_live(self) -> None:
-        """All streams are subscribed and the first data event is here."""
+        """All streams are subscribed and the first data event is here, or one after a silence."""
         self._move(State.LIVE)
 
     def go_stale(self) -> None:
-        """The data watchdog has run out."""
+        """The silence was looked into and is not an honest one."""
         self._move(State.STALE)
 
     def back_off(self) -> None:

@@ -1,0 +1,150 @@
+"""Attempt after attempt, session after session, with back-off: half of a rollover, or all of it."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tradecore import clock
+from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.feed.lines import Alternates
+from tradecore.feed.plan import Plan, Reason, SessionOver
+from tradecore.feed.session import Session
+from tradecore.feed.states import Machine, State
+from tradecore.feed.subscriptions import Share
+
+log = logging.getLogger(__name__)
+
+_MAX_RETRY_AFTER_S = 900.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a connection counts over all its sessions."""
+
+    connects: int = 0
+    attempts_failed: int = 0
+    reconnects: Counter[str] = field(default_factory=Counter)
+    rollovers: Counter[str] = field(default_factory=Counter)
+    last_end: str | None = None
+    last_data_ns: int = 0
+
+
+@dataclass(slots=True)
+class Upkeep:
+    """What the sessions of a connection share; `budget` and `next_epoch` belong to the feed."""
+
+    plan: Plan
+    share: Share
+    backoff: Backoff
+    alternates: Alternates
+    budget: AttemptBudget
+    next_epoch: Callable[[], int]
+    draw_lifetime_s: Callable[[], float]
+    reading: asyncio.Event
+    tally: Tally = field(default_factory=Tally)
+
+
+class Leg:
+    """Keep one session up; `last` set means that the present one has no other after it."""
+
+    def __init__(self, upkeep: Upkeep) -> None:
+        self.machine = Machine()
+        self.session: Session | None = None
+        self.epoch = 0
+        self.lifetime_s = 0.0
+        self.last = False
+        self._up = upkeep
+        self.task = asyncio.create_task(self._run(), name=f"feed leg of {upkeep.plan.name}")
+
+    @property
+    def age_s(self) -> float:
+        """How long the socket has been open; 0 while none is."""
+        if self.session is None or not self.session.opened_ns:
+            return 0.0
+        return (clock.mono_ns() - self.session.opened_ns) / 1e9
+
+    async def end(self, *, drain: bool) -> None:
+        """Close whatever is open; with `drain` after taking what the venue had sent before."""
+        close_s = self._up.plan.timing.close_s
+        if self.task.cancel():
+            await asyncio.wait({self.task}, timeout=close_s)
+        try:
+            if self.session is not None:
+                if drain:
+                    self.machine.drain()
+                    await self.session.drain()
+                await self.session.drop()
+        finally:
+            if self.session is not None:
+                self._note(self.session)
+                self.session = None
+            self.machine.close()
+
+    async def _run(self) -> None:
+        up = self._up
+        while not self.last:
+            await asyncio.sleep(up.budget.reserve_s())
+            began_ns = clock.mono_ns()
+            self.machine.connect()
+            self.epoch = up.next_epoch()
+            self.lifetime_s = up.draw_lifetime_s()
+            endpoint = up.alternates.pick(began_ns)
+            self.session = Session(
+                up.plan, up.share, self.epoch, endpoint, self.machine, up.reading
+            )
+            over = await self.session.live()
+            await self.session.drop()
+            session, self.session = self.session, None
+            self.machine.back_off()
+            delay_s = self._take_stock(session, over, (clock.mono_ns() - began_ns) / 1e9)
+            if not self.last:
+                await asyncio.sleep(delay_s)
+                # A feed that cannot take data has no use for a socket. Ends by resume or close.
+                await up.reading.wait()
+
+    def _note(self, session: Session) -> None:
+        """Take over what the end of a session must not make forgotten."""
+        tally = self._up.tally
+        tally.connects += session.opened
+        tally.last_data_ns = max(session.last_data_ns, tally.last_data_ns)
+        if session.settled:  # it has worked for a while
+            self._up.backoff.reset()
+            self._up.alternates.worked(session.endpoint)
+
+    def _take_stock(self, session: Session, over: SessionOver, lived_s: float) -> float:
+        """Count and log the end of a session; return the seconds to wait before the next."""
+        up, tally = self._up, self._up.tally
+        if over.reason is Reason.CONNECT_FAILED:
+            tally.attempts_failed += 1
+            lived_s = 0.0
+        else:
+            tally.reconnects[over.reason.value] += 1
+        self._note(session)
+        if not session.settled:
+            up.alternates.failed(session.endpoint, clock.mono_ns())
+        delay_s = max(
+            # What it lived is time between two attempts as well.
+            up.backoff.next_delay_s() - lived_s,
+            min(over.retry_after_s, _MAX_RETRY_AFTER_S),
+        )
+        tally.last_end = str(over)
+        log.warning(
+            "connection to the venue ended",
+            extra={
+                "connection": up.plan.name,
+                "cause": tally.last_end,
+                "endpoint": session.endpoint.address,
+                "next": "its successor" if self.last else "another attempt",
+                "delay_s": round(delay_s, 3),
+                "attempt": up.backoff.attempts,
+                "streams": len(up.share.streams),
+            },
+        )
+        return delay_s
+
+    @property
+    def live(self) -> bool:
+        """Whether its session is in state LIVE."""
+        return self.machine.state is State.LIVE

@@ -1,0 +1,63 @@
+"""Which hosts a line uses, in which order, and which of them to avoid for a while."""
+
+from collections.abc import Sequence
+
+from tradecore.feed.endpoint import Endpoint
+
+LINE_NAMES = "AB"
+
+DEFAULT_URL = "wss://stream.binance.com:9443"
+_VENUE_URLS = (
+    DEFAULT_URL,
+    "wss://stream.binance.com:443",
+    "wss://data-stream.binance.vision",
+)
+"""The venue's own ways to the same streams: the other port, and its host for market data only."""
+
+AVOID_S = 600.0
+"""How long an endpoint that failed twice in a row is passed over while another one is left."""
+
+
+def line_endpoints(urls: Sequence[str], line: int) -> tuple[Endpoint, ...]:
+    """Return the endpoints of a line (0 or 1), the preferred one first.
+
+    The second line begins at another host where there is one. Raises SettingsError.
+    """
+    first = 1 if line and len(urls) > 1 else 0
+    if tuple(urls) == (DEFAULT_URL,):
+        urls = _VENUE_URLS
+        first = 2 if line else 0
+    ordered = [*urls[first:], *urls[:first]]
+    return tuple(dict.fromkeys(Endpoint.parse(url) for url in ordered))
+
+
+class Alternates:
+    """Choose among the endpoints of one connection; times are monotonic nanoseconds.
+
+    The first one is preferred. One that failed twice in a row (the first retry comes at once and
+    proves little) is avoided for `avoid_s`; when all are avoided, the one whose failure is oldest
+    is next.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], avoid_s: float = AVOID_S) -> None:
+        self._endpoints = tuple(endpoints)
+        self._avoid_ns = int(avoid_s * 1e9)
+        self._failures = dict.fromkeys(self._endpoints, 0)
+        self._failed_ns = dict.fromkeys(self._endpoints, 0)
+
+    def pick(self, now_ns: int) -> Endpoint:
+        """Return the endpoint for the next attempt."""
+        for endpoint in self._endpoints:
+            fresh = now_ns - self._failed_ns[endpoint] < self._avoid_ns
+            if self._failures[endpoint] < 2 or not fresh:
+                return endpoint
+        return min(self._endpoints, key=self._failed_ns.__getitem__)
+
+    def failed(self, endpoint: Endpoint, now_ns: int) -> None:
+        """Note an attempt that led to nothing, or a session that ended before it settled."""
+        self._failures[endpoint] += 1
+        self._failed_ns[endpoint] = now_ns
+
+    def worked(self, endpoint: Endpoint) -> None:
+        """Note a session that has settled."""
+        self._failures[endpoint] = 0

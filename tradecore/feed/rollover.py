@@ -1,0 +1,114 @@
+"""When a successor carries everything, so that the session before it may be closed."""
+
+import asyncio
+import logging
+
+from tradecore import clock
+from tradecore.errors import VenueError
+from tradecore.feed.leg import Leg, Upkeep
+from tradecore.feed.plan import Trouble
+from tradecore.feed.session import Session
+from tradecore.feed.subscriptions import stream_name
+from tradecore.schema import STREAM_TRADE
+
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN = 3.0
+"""REST is asked again after so many graces, each time for what is still open."""
+
+
+class Proof:
+    """Each trade symbol was seen to continue on the successor, or is quiet at the venue.
+
+    A symbol continues when the successor brought a trade right behind those that were received, or
+    a ticker of it told no newer one. `confirm` is asked only for symbols of which neither came.
+    """
+
+    def __init__(self, upkeep: Upkeep, trouble: Trouble) -> None:
+        self.trouble = trouble
+        self.asked = 0
+        """How many symbols REST was asked for, over all requests."""
+        self.open: tuple[str, ...] = ()
+        """The symbols that the last look found without proof."""
+        self._up = upkeep
+        self._began_ns = clock.mono_ns()
+        self._session: Session | None = None
+        self._live_ns = 0
+        self._asked_ns = 0
+        self._quiet: set[str] = set()
+
+    async def given(self, successor: Leg, *, deaf: bool) -> bool:
+        """Tell whether the old session may go now; `deaf`: nothing comes over it any more."""
+        session = successor.session
+        if session is not self._session:  # another attempt: what the last one proved is gone
+            self._session, self._live_ns, self._asked_ns = session, 0, 0
+            self._quiet.clear()
+        if (
+            session is None
+            or not (successor.live and session.in_step)
+            or not self._up.reading.is_set()
+        ):
+            return False
+        now_ns = clock.mono_ns()
+        self._live_ns = self._live_ns or now_ns
+        if deaf:
+            return True
+        self.open = self._unproven(session)
+        if not self.open:
+            return True
+        timing = self._up.plan.timing
+        waited_s = (now_ns - self._live_ns) / 1e9
+        if waited_s > timing.rollover_s:
+            return True
+        grace_s = timing.grace_s if self._up.share.ticks else timing.quiet_grace_s
+        since_asked_s = (now_ns - self._asked_ns) / 1e9
+        if waited_s < grace_s or (self._asked_ns and since_asked_s < _ASK_AGAIN * grace_s):
+            return False
+        self._asked_ns = now_ns
+        self.asked += len(self.open)
+        quiet = await self._ask(self.open)
+        if self._session is successor.session:
+            self._quiet |= quiet
+        return False  # the next look tells
+
+    def tell(self, *, died: bool) -> None:
+        """Log how it ended; `died`: the old session was gone before the proof was there."""
+        log.log(
+            logging.WARNING if self.open or died else logging.INFO,
+            "the old session died during its rollover" if died else "rollover is done",
+            extra={
+                "connection": self._up.plan.name,
+                "cause": str(self.trouble.cause),
+                "symbols": len(self._up.share.traded),
+                "asked": self.asked,
+                "unconfirmed": len(self.open),
+                "first_unconfirmed": list(self.open[:10]),
+                "took_s": round((clock.mono_ns() - self._began_ns) / 1e9, 3),
+            },
+        )
+
+    def _unproven(self, session: Session) -> tuple[str, ...]:
+        refused = set(session.refused)
+        ids = {
+            self._up.plan.symbol_id(symbol): symbol
+            for symbol in self._up.share.traded
+            if symbol not in self._quiet
+            and (not refused or stream_name(symbol, STREAM_TRADE) not in refused)
+        }
+        return tuple(ids[symbol_id] for symbol_id in session.unconfirmed(list(ids)))
+
+    async def _ask(self, symbols: tuple[str, ...]) -> set[str]:
+        plan = self._up.plan
+        try:
+            async with asyncio.timeout(plan.timing.confirm_s):
+                return await plan.confirm(symbols)
+        except (VenueError, TimeoutError) as error:
+            log.warning(
+                "quiet symbols could not be confirmed for a rollover; it waits",
+                extra={
+                    "connection": plan.name,
+                    "symbols": len(symbols),
+                    "cause": str(error) or "no answer in time",
+                },
+            )
+            return set()
