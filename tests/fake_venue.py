@@ -11,7 +11,7 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +39,19 @@ class Peer:
     """(time, payload bytes, request)"""
     subscribed: list[str] = field(default_factory=list)
     pongs: list[bytes] = field(default_factory=list)
+    pings: int = 0
+    deaf: bool = False
+    """Sends no more data, no replies and no pongs: half-open."""
+    mute: bool = False
+    """Sends no more data, but answers."""
     close_code: int | None = None
     """What the client sent as CLOSE; None while it has not."""
     gone: bool = False
 
     async def send(self, text: str) -> None:
-        with suppress(ConnectionError):
-            await self.socket.send_str(text)
+        if not self.deaf:
+            with suppress(ConnectionError):
+                await self.socket.send_str(text)
 
     def raw(self, data: bytes) -> None:
         """Write bytes past the WebSocket framing."""
@@ -81,6 +87,8 @@ class Venue:
         self.farewell_s = 0.0
         """How long it takes to answer the client's CLOSE."""
         self.refuse: web.Response | None = None
+        self.pong = False
+        """Whether pings are answered."""
         self.scheme = "ws"
         self.upgrades: list[float] = []
         self._runner: web.AppRunner | None = None
@@ -140,6 +148,10 @@ class Venue:
     async def _take(self, peer: Peer, message: WSMessage) -> None:
         if message.type is WSMsgType.PONG:
             peer.pongs.append(bytes(message.data))
+        elif message.type is WSMsgType.PING:
+            peer.pings += 1
+            if self.pong and not peer.deaf:
+                await peer.socket.pong(message.data)
         elif message.type is WSMsgType.TEXT:
             request = json.loads(message.data)
             size = len(message.data.encode())
@@ -149,6 +161,10 @@ class Venue:
                 if request["method"] == "SUBSCRIBE":
                     peer.subscribed += request["params"]
                     reply = {"result": None, "id": request["id"]}
+                elif request["method"] == "UNSUBSCRIBE":
+                    for stream in request["params"]:
+                        peer.subscribed.remove(stream)
+                    reply = {"result": None, "id": request["id"]}
                 else:
                     reply = {"result": peer.subscribed, "id": request["id"]}
             if reply is not None:
@@ -157,7 +173,7 @@ class Venue:
     async def _send_data(self, peer: Peer) -> None:
         trade_id = 0
         while not peer.socket.closed:
-            if self.data_every_s is not None and peer.subscribed:
+            if self.data_every_s is not None and peer.subscribed and not peer.mute:
                 trade_id += 1
                 await peer.send(TRADE % trade_id)
             await asyncio.sleep(self.data_every_s or 0.01)
@@ -172,6 +188,11 @@ class StubListener(picows.WSListener):
         self.epoch = epoch
         self.last_data_ns = 0
         self.data_frames = 0
+        self.doubtful: set[int] = set()
+        """Symbols that are not seen to continue."""
+
+    def unconfirmed(self, symbol_ids: Sequence[int]) -> list[int]:
+        return [symbol_id for symbol_id in symbol_ids if symbol_id in self.doubtful]
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.owner.on_connected(transport)
@@ -182,6 +203,8 @@ class StubListener(picows.WSListener):
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if frame.msg_type == picows.WSMsgType.PING:
             transport.send_pong(frame.get_payload_as_bytes())
+        elif frame.msg_type == picows.WSMsgType.PONG:
+            self.owner.on_pong()
         if frame.msg_type != picows.WSMsgType.TEXT:
             return
         payload = frame.get_payload_as_bytes()

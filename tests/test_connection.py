@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,14 @@ from aiohttp import web
 from fake_venue import Peer, StubListener, Venue, eventually
 
 from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.errors import VenueError
+from tradecore.feed.addresses import AddressBook
 from tradecore.feed.connection import Connection
 from tradecore.feed.endpoint import Endpoint
-from tradecore.feed.session import Plan, Session, Timing
+from tradecore.feed.plan import Confirm, Plan, Timing
+from tradecore.feed.session import Session
 from tradecore.feed.states import State
+from tradecore.feed.subscriptions import Share
 
 FAST = Timing(
     connect_s=2.0,
@@ -24,28 +28,53 @@ FAST = Timing(
     frame_gap_s=0.01,
     silent_s=0.3,
     quiet_silent_s=0.3,
+    suspicious_s=0.2,
+    ping_s=0.1,
+    confirm_s=0.3,
+    grace_s=0.1,
+    quiet_grace_s=0.3,
+    rollover_s=1.0,
     settle_s=0.1,
     tick_s=0.02,
     close_s=0.3,
 )
-STREAMS = ("btcusdt@trade", "btcusdt@ticker")
+SHARE = Share(("BTCUSDT",), ("trade", "ticker"))
+
+
+async def nobody_to_ask(symbols: Sequence[str]) -> set[str]:
+    raise AssertionError(f"REST was asked for {symbols}")
 
 
 def connect(
-    url: str,
-    *,
+    *urls: str,
     base_s: float = 0.01,
     cap_s: float = 0.05,
     budget: AttemptBudget | None = None,
     listener_factory: Callable[..., picows.WSListener] = StubListener,
+    share: Share = SHARE,
+    confirm: Confirm = nobody_to_ask,
+    max_age_s: float = 3600.0,
     **timing: float,
 ) -> Connection:
     """A connection whose jitter always takes the longest delay."""
+    endpoints = tuple(Endpoint.parse(url) for url in urls)
     return Connection(
-        Plan("A0", 0, STREAMS, Endpoint.parse(url), listener_factory, replace(FAST, **timing)),
+        Plan(
+            "A0",
+            0,
+            endpoints,
+            listener_factory,
+            share.symbols.index,
+            confirm,
+            max_age_s,
+            AddressBook(),
+            replace(FAST, **timing),
+        ),
+        share,
         Backoff(base_s, cap_s, uniform=lambda low, high: high),
         budget or AttemptBudget(10_000),
         itertools.count(1).__next__,
+        lambda low, high: low,
     )
 
 
@@ -88,6 +117,8 @@ async def test_it_goes_live_and_tells_about_itself(venue: Venue) -> None:
         assert (status.connects, status.attempts_failed, status.reconnects) == (1, 0, {})
         assert status.last_data_age_s is not None and 0 <= status.last_data_age_s < 1
         assert status.since_s < 5 and status.last_end is None
+        assert status.rollovers == {"age": 0, "server_shutdown": 0, "silent": 0, "stale": 0}
+        assert status.endpoint == f"127.0.0.1:{venue.port}" and 0 < status.age_s < 5
     await eventually(lambda: venue.last.close_code == 1000)
 
 
@@ -114,7 +145,7 @@ async def test_data_for_a_while_forgives_failures(venue: Venue) -> None:
         for lives in range(1, 5):
             await eventually(lambda lives=lives: len(venue.peers) == lives)
             await eventually(lambda: connection.state is State.LIVE)
-            await eventually(lambda: connection._session and connection._session.settled)
+            await eventually(lambda: any(one.settled for one in connection.sessions))
             await venue.last.socket.close(code=1008, message=b"Pong timeout")
         assert connection.describe().reconnects == {"closed_by_venue": 3}
 
@@ -157,23 +188,306 @@ async def test_the_venues_own_wish_for_a_retry_is_respected(venue: Venue) -> Non
         await eventually(lambda: connection.state is State.LIVE)
 
 
-async def test_silence_is_answered_by_a_new_socket_without_delay(venue: Venue) -> None:
-    venue.data_every_s = None
+async def test_a_half_open_socket_is_replaced_without_delay(venue: Venue) -> None:
     async with Running(connect(venue.url, base_s=30, cap_s=30)) as connection:
-        await eventually(lambda: len(venue.peers) == 3)
+        await eventually(lambda: connection.state is State.LIVE)
+        venue.last.deaf = True
+        await eventually(lambda: connection.state is State.STALE)
+        await eventually(lambda: connection.state is State.LIVE)
+        assert connection.describe().rollovers["silent"] == 1
+        assert connection.describe().reconnects == {}
+        await eventually(lambda: venue.peers[0].gone)
+        assert len(venue.peers) == 2
+
+
+async def test_attempts_go_on_while_the_venue_is_silent(venue: Venue) -> None:
+    venue.data_every_s = None
+    async with Running(connect(venue.url, base_s=0.1, cap_s=0.1)) as connection:
+        await eventually(lambda: len(venue.peers) == 4)
+        assert sum(not peer.gone for peer in venue.peers) <= 2
         venue.data_every_s = 0.01
         await eventually(lambda: connection.state is State.LIVE)
-        assert connection.describe().reconnects == {"silent": 2}
-        await eventually(lambda: venue.peers[0].gone and venue.peers[1].gone)
+        assert connection.describe().reconnects["silent"] >= 2
+        await eventually(lambda: sum(not peer.gone for peer in venue.peers) == 1)
 
 
-async def test_shutdown_notice_replaces_the_socket(venue: Venue) -> None:
-    async with Running(connect(venue.url, base_s=30, cap_s=30)) as connection:
+async def test_a_slow_start_after_silence_keeps_the_old_socket_that_revives(venue: Venue) -> None:
+    """It was a storm on the way: the old session delivers again before the new one does."""
+    async with Running(connect(venue.url)) as connection:
         await eventually(lambda: connection.state is State.LIVE)
-        await venue.last.send('{"stream":"!x","data":{"e":"serverShutdown","E":1770123456789}}')
-        await eventually(lambda: len(venue.peers) == 2 and connection.state is State.LIVE)
-        assert connection.describe().reconnects == {"server_shutdown": 1}
-        assert connection.describe().epoch == 2
+        venue.refuse = web.Response(status=503)
+        venue.last.deaf = True
+        await eventually(lambda: connection.state is State.STALE and len(venue.upgrades) > 2)
+        venue.last.deaf = False
+        await eventually(lambda: connection.state is State.LIVE)
+        venue.refuse = None
+        await eventually(lambda: connection.describe().rollovers["silent"] == 1)
+        await eventually(lambda: venue.peers[0].gone)
+        assert connection.describe().reconnects == {}
+
+
+# -- make before break ---------------------------------------------------------------------------
+
+
+class Factory:
+    """Makes listeners, keeps them, and lets some symbols be unseen at first."""
+
+    def __init__(self, doubtful: set[int] | None = None) -> None:
+        self.made: list[StubListener] = []
+        self.doubtful = doubtful or set()
+
+    def __call__(self, owner: Session, line: int, epoch: int) -> StubListener:
+        self.made.append(StubListener(owner, line, epoch))
+        self.made[-1].doubtful |= self.doubtful
+        return self.made[-1]
+
+
+NOTICE = '{"stream":"!x","data":{"e":"serverShutdown","E":1770123456789}}'
+
+
+async def test_shutdown_notice_brings_a_successor_before_the_old_one_goes(venue: Venue) -> None:
+    factory = Factory({0})
+    async with Running(
+        connect(venue.url, listener_factory=factory, grace_s=9, rollover_s=9, base_s=30, cap_s=30)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        await venue.last.send(NOTICE)
+        await eventually(lambda: len(venue.peers) == 2)
+        old, new = factory.made
+        await eventually(lambda: new.data_frames > 3)
+        assert connection.rolling and connection.state is State.LIVE
+        was = old.data_frames
+        await eventually(lambda: old.data_frames > was)  # not a moment without
+        assert connection.describe().epoch == 1 and connection.describe().connects == 2
+        assert not venue.peers[0].gone
+        new.doubtful.clear()
+        await eventually(lambda: venue.peers[0].gone and not connection.rolling)
+        assert venue.peers[0].close_code == 1000
+        status = connection.describe()
+        assert status.rollovers["server_shutdown"] == 1 and status.reconnects == {}
+        assert (status.epoch, status.connects) == (2, 2)
+
+
+async def test_what_the_old_session_had_sent_is_taken(venue: Venue) -> None:
+    factory = Factory()
+    venue.last_words = 1000
+    async with Running(connect(venue.url, listener_factory=factory)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        await venue.last.send(NOTICE)
+        await eventually(lambda: connection.describe().rollovers["server_shutdown"])
+        await eventually(lambda: not connection.rolling)
+        assert factory.made[0].data_frames >= 1000
+
+
+async def test_sessions_are_replaced_by_age(venue: Venue) -> None:
+    async with Running(connect(venue.url, max_age_s=0.5)) as connection:
+        await eventually(lambda: connection.describe().rollovers["age"] == 3)
+        assert len(venue.peers) >= 4 and connection.describe().reconnects == {}
+        assert connection.describe().age_s < 1.0
+        for first, second in itertools.pairwise(venue.upgrades):
+            assert second - first >= 0.35  # 80 % of the age, and the time to open
+
+
+async def test_quiet_symbols_are_asked_for_after_a_grace_only(venue: Venue) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    async def confirm(symbols: Sequence[str]) -> set[str]:
+        asked.append(tuple(symbols))
+        if len(asked) == 1:
+            raise VenueError("HTTP 418")
+        return set(symbols)
+
+    factory = Factory({1, 2})
+    share = Share(("BUSY", "QUIET", "SLOW"), ("trade", "ticker"))
+    async with Running(
+        connect(venue.url, listener_factory=factory, share=share, confirm=confirm, rollover_s=9)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        assert not asked
+        connection.replace("a test")
+        await eventually(lambda: len(asked) == 1)
+        assert asked == [("QUIET", "SLOW")]
+        factory.made[1].doubtful.discard(2)
+        await eventually(lambda: not connection.rolling)
+        assert asked[1:] == [("QUIET",)]
+        assert connection.describe().rollovers["stale"] == 1
+
+
+async def test_symbols_that_cannot_be_confirmed_do_not_hold_it_up_for_ever(venue: Venue) -> None:
+    async def confirm(symbols: Sequence[str]) -> set[str]:
+        await asyncio.sleep(60)
+        return set()
+
+    async with Running(
+        connect(venue.url, listener_factory=Factory({0}), confirm=confirm)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.replace("a test")
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+        await eventually(lambda: venue.peers[0].gone)
+
+
+async def test_refused_symbols_need_no_proof(venue: Venue) -> None:
+    def answer(peer: Peer, request: dict[str, Any]) -> object:
+        if "bad@trade" in request.get("params", ()):
+            return {"code": 2, "msg": "Invalid request", "id": request["id"]}
+        return ...
+
+    venue.answer = answer
+    share = Share(("BTCUSDT", "BAD"), ("trade", "ticker"))
+    async with Running(
+        connect(venue.url, listener_factory=Factory({1}), share=share)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.replace("a test")
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+
+
+async def test_a_successor_that_fails_is_tried_again_while_the_old_one_lives(venue: Venue) -> None:
+    async with Running(connect(venue.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        venue.refuse = web.Response(status=503)
+        await venue.last.send(NOTICE)
+        await eventually(lambda: connection.describe().attempts_failed >= 4)
+        assert connection.state is State.LIVE and len(venue.peers) == 1
+        venue.refuse = None
+        await eventually(lambda: connection.describe().rollovers["server_shutdown"] == 1)
+        assert len(venue.peers) == 2
+
+
+async def test_the_successor_takes_over_when_the_old_one_dies_first(venue: Venue) -> None:
+    async with Running(
+        connect(venue.url, listener_factory=Factory({0}), grace_s=9, rollover_s=9)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        await venue.last.send(NOTICE)
+        await eventually(lambda: len(venue.peers) == 2 and len(connection.sessions) == 2)
+        venue.peers[0].reset()
+        await eventually(lambda: not connection.rolling)
+        await eventually(lambda: connection.state is State.LIVE)
+        assert len(venue.peers) == 2  # no third one
+        status = connection.describe()
+        assert status.rollovers["server_shutdown"] == 1 and status.reconnects == {"lost": 1}
+        assert status.epoch == 2
+
+
+async def test_the_old_one_dies_while_no_successor_can_be_opened(venue: Venue) -> None:
+    async with Running(connect(venue.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        venue.refuse = web.Response(status=503)
+        await venue.last.send(NOTICE)
+        await eventually(lambda: connection.describe().attempts_failed)
+        venue.last.reset()
+        await eventually(lambda: not connection.rolling)
+        assert connection.state in (State.BACKING_OFF, State.CONNECTING)
+        venue.refuse = None
+        await eventually(lambda: connection.state is State.LIVE)
+        assert len(venue.peers) == 2
+
+
+async def test_a_venue_that_always_announces_its_end_is_not_stormed(venue: Venue) -> None:
+    async def announce(peer: Peer) -> None:
+        await peer.send(NOTICE)
+
+    venue.on_open = announce
+    async with Running(connect(venue.url, base_s=0.4, cap_s=0.4, settle_s=9)) as connection:
+        await eventually(lambda: connection.describe().rollovers["server_shutdown"] >= 3)
+        gaps = [b - a for a, b in itertools.pairwise(venue.upgrades)]
+        assert all(gap >= 0.38 for gap in gaps[1:])
+        assert connection.describe().reconnects == {}
+
+
+async def test_never_more_than_two_sockets(venue: Venue) -> None:
+    most = 0
+
+    async def count(peer: Peer) -> None:
+        nonlocal most
+        most = max(most, sum(not one.gone for one in venue.peers))
+
+    venue.on_open = count
+    venue.farewell_s = 0.1
+    async with Running(connect(venue.url, max_age_s=0.1)) as connection:
+        for _ in range(5):
+            done = connection.describe().rollovers["age"]
+            await eventually(lambda done=done: connection.describe().rollovers["age"] > done)
+            connection.replace("a test")
+    assert most == 2
+
+
+@pytest.mark.parametrize("by_cancel", [False, True])
+async def test_close_during_a_rollover(venue: Venue, by_cancel: bool) -> None:
+    connection = connect(venue.url, listener_factory=Factory({0}), grace_s=9, rollover_s=9)
+    task = asyncio.create_task(connection.run())
+    await eventually(lambda: connection.state is State.LIVE)
+    connection.replace("a test")
+    await eventually(lambda: len(venue.peers) == 2 and connection.rolling)
+    if by_cancel:
+        task.cancel()
+    else:
+        await connection.close()
+    await asyncio.wait({task}, timeout=5)
+    assert connection.state is State.CLOSED
+    await eventually(lambda: all(peer.gone for peer in venue.peers))
+    assert [peer.close_code for peer in venue.peers] == [1001 if by_cancel else 1000] * 2
+
+
+async def test_close_while_the_old_session_says_goodbye(venue: Venue) -> None:
+    venue.farewell_s = 0.2
+    async with Running(connect(venue.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.replace("a test")
+        await eventually(lambda: connection._retiring)
+    await eventually(lambda: all(peer.gone for peer in venue.peers))
+
+
+async def test_pause_and_resume_hold_for_both_sessions(venue: Venue) -> None:
+    factory = Factory({0})
+    async with Running(
+        connect(venue.url, listener_factory=factory, grace_s=0.2, rollover_s=0.4)
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.replace("a test")
+        await eventually(lambda: len(factory.made) == 2 and factory.made[1].data_frames)
+        connection.pause_reading()
+        await asyncio.sleep(0.05)
+        before = [listener.data_frames for listener in factory.made]
+        await asyncio.sleep(0.8)
+        assert [listener.data_frames for listener in factory.made] == before
+        assert connection.rolling  # nobody can be confirmed while nothing is read
+        factory.made[1].doubtful.clear()
+        connection.resume_reading()
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+
+
+async def test_new_subscriptions_reach_both_sessions(venue: Venue) -> None:
+    factory = Factory({0})
+    wider = Share(("BTCUSDT", "ETHUSDT"), SHARE.kinds)
+    async with Running(
+        connect(venue.url, listener_factory=factory, share=wider, grace_s=9, rollover_s=9)
+    ) as connection:
+        assert await connection.apply(SHARE, 1.0)
+        await eventually(lambda: connection.state is State.LIVE)
+        assert venue.last.subscribed == list(SHARE.streams)
+        connection.replace("a test")
+        await eventually(lambda: len(venue.peers) == 2 and venue.last.subscribed)
+        assert await connection.apply(wider, 1.0)
+        assert [peer.subscribed for peer in venue.peers] == [list(wider.streams)] * 2
+        venue.peers[0].reset()
+        venue.peers[1].reset()
+        await eventually(lambda: len(venue.peers) == 3 and connection.state is State.LIVE)
+        assert venue.last.subscribed == list(wider.streams)
+        venue.answer = lambda peer, request: None
+        assert not await connection.apply(SHARE, 0.1)
+
+
+async def test_alternates_are_tried_after_the_first_retry(venue: Venue) -> None:
+    """The other port, another host: whatever the line may use."""
+    dead = f"ws://127.0.0.1:{free_port()}"
+    async with Running(connect(dead, venue.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        status = connection.describe()
+        assert status.attempts_failed == 2
+        assert status.endpoint == f"127.0.0.1:{venue.port}"
 
 
 async def test_a_bug_is_told_and_outlived(venue: Venue, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +515,7 @@ async def test_a_bug_outside_a_session_is_not_swallowed(
     def fail() -> int:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(connection, "_next_epoch", fail)
+    monkeypatch.setattr(connection._up, "next_epoch", fail)
     with pytest.raises(ZeroDivisionError):
         await connection.run()
     assert connection.state is State.CLOSED
@@ -243,7 +557,10 @@ async def hold_live(connection: Connection, _: Venue) -> None:
     await eventually(lambda: connection.state is State.LIVE)
 
 
-async def hold_stale(connection: Connection, _: Venue) -> None:
+async def hold_stale(connection: Connection, venue: Venue) -> None:
+    await hold_live(connection, venue)
+    venue.refuse = web.Response(status=503)
+    venue.last.deaf = True
     await eventually(lambda: connection.state is State.STALE)
 
 
@@ -283,18 +600,6 @@ async def test_close_in_every_state(
         monkeypatch.setattr(Endpoint, "open", open_never)
     if state is State.SUBSCRIBING:
         venue.answer = lambda peer, request: None
-    if state is State.STALE:
-        venue.data_every_s = None
-        drop = Session.drop
-        held: list[Session] = []
-
-        async def drop_late(session: Session) -> None:
-            if not held:
-                held.append(session)
-                await never.wait()
-            await drop(session)
-
-        monkeypatch.setattr(Session, "drop", drop_late)
     if state is State.BACKING_OFF:
         venue.refuse = web.Response(status=503)
     timing: dict[str, float] = {} if state is State.STALE else {"reply_s": 9, "silent_s": 9}

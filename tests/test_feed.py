@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,15 @@ import numpy as np
 import picows
 import pytest
 import uvloop
-from fake_venue import StubListener, Venue, eventually, make_certificate, server_tls
+from fake_venue import Peer, StubListener, Venue, eventually, make_certificate, server_tls
 from fakes import simulated_exchange
 
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
-from tradecore.errors import SettingsError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.endpoint import tls_context
 from tradecore.feed.feed import Feed
-from tradecore.feed.session import Timing
+from tradecore.feed.plan import Confirm, ListenerFactory, Timing
 from tradecore.feed.states import State
 from tradecore.ring import Ring
 from tradecore.settings import Settings, load
@@ -30,7 +29,7 @@ FAST = Timing(connect_s=5.0, reply_s=2.0, frame_gap_s=0.02, settle_s=0.1, tick_s
 
 def settings(venue: Venue, **changes: Any) -> Settings:
     defaults = load({"RECONNECT_DELAY": "10", "MAX_RECONNECT_DELAY": "50"})
-    return replace(defaults, websocket_urls=(venue.url,), **changes)
+    return replace(defaults, **({"websocket_urls": (venue.url,)} | changes))
 
 
 @pytest.fixture
@@ -39,6 +38,21 @@ async def venue() -> AsyncIterator[Venue]:
     await venue.start()
     yield venue
     await venue.stop()
+
+
+async def nobody_to_ask(symbols: Sequence[str]) -> set[str]:
+    raise AssertionError(f"REST was asked for {symbols}")
+
+
+def make_feed(
+    settings: Settings,
+    factory: ListenerFactory = StubListener,
+    *,
+    timing: Timing = FAST,
+    confirm: Confirm = nobody_to_ask,
+    symbol_id: Callable[[str], int] = len,
+) -> Feed:
+    return Feed(settings, factory, symbol_id=symbol_id, confirm=confirm, timing=timing)
 
 
 class Running:
@@ -58,7 +72,7 @@ class Running:
 
 
 async def test_default_settings_are_one_connection(venue: Venue) -> None:
-    async with Running(Feed(settings(venue), StubListener, timing=FAST)) as feed:
+    async with Running(make_feed(settings(venue))) as feed:
         assert feed.live == 0
         await eventually(lambda: feed.live == 1)
         (status,) = feed.describe()
@@ -74,7 +88,7 @@ async def test_whole_market(venue: Venue) -> None:
         epochs.append(epoch)
         return StubListener(owner, line, epoch)
 
-    async with Running(Feed(settings(venue, symbols=symbols), factory, timing=FAST)) as feed:
+    async with Running(make_feed(settings(venue, symbols=symbols), factory)) as feed:
         await eventually(lambda: feed.live == 5)
         assert [status.name for status in feed.describe()] == ["A0", "A1", "A2", "A3", "A4"]
         subscribed = [stream for peer in venue.peers for stream in peer.subscribed]
@@ -93,7 +107,7 @@ async def test_pause_and_resume_hold_for_all(venue: Venue) -> None:
         return listeners[-1]
 
     symbols = tuple(f"SYM{number}USDT" for number in range(400))
-    async with Running(Feed(settings(venue, symbols=symbols), factory, timing=FAST)) as feed:
+    async with Running(make_feed(settings(venue, symbols=symbols), factory)) as feed:
         await eventually(lambda: feed.live == 2)
         feed.pause_reading()
         before = [listener.data_frames for listener in listeners]
@@ -105,18 +119,133 @@ async def test_pause_and_resume_hold_for_all(venue: Venue) -> None:
         )
 
 
-async def test_more_than_one_line_is_refused_for_now(venue: Venue) -> None:
-    with pytest.raises(SettingsError, match="FEED_LINES"):
-        Feed(settings(venue, feed_lines=2), StubListener)
+# -- two lines ----------------------------------------------------------------------------------
+
+
+async def test_two_lines_carry_every_stream_over_different_hosts(venue: Venue) -> None:
+    other = Venue()
+    await other.start()
+    here = settings(venue, feed_lines=2, websocket_urls=(venue.url, other.url))
+    async with Running(make_feed(here)) as feed:
+        await eventually(lambda: feed.live == 2)
+        assert [(one.name, one.line) for one in feed.describe()] == [("A0", 0), ("B0", 1)]
+        assert len(venue.peers) == len(other.peers) == 1
+        assert venue.last.subscribed == other.last.subscribed
+        assert feed.describe()[1].endpoint == f"127.0.0.1:{other.port}"
+        await other.stop()  # one host is gone: its line moves to the other
+        await eventually(lambda: len(venue.peers) == 2 and feed.live == 2)
+        assert feed.describe()[1].endpoint == f"127.0.0.1:{venue.port}"
+
+
+# -- subscriptions at run time -------------------------------------------------------------------
+
+
+def held(venue: Venue) -> list[set[str]]:
+    """Return the streams of each open connection."""
+    return [set(peer.subscribed) for peer in venue.peers if not peer.gone]
+
+
+async def test_symbols_come_and_go_without_touching_those_that_stay(venue: Venue) -> None:
+    symbols = tuple(f"SYM{number}USDT" for number in range(341))
+    quick = replace(FAST, frame_gap_s=0.001)
+    async with Running(make_feed(settings(venue, symbols=symbols), timing=quick)) as feed:
+        await eventually(lambda: feed.live == 1)
+        asked = len(venue.last.requests)
+        await feed.apply((*symbols[1:], "NEWUSDT"), ("trade", "ticker", "kline_1m"))
+        assert len(venue.peers) == 1 and len(venue.last.requests) == asked + 2
+        assert "newusdt@trade" in venue.last.subscribed and len(venue.last.subscribed) == 1023
+        # one more does not fit
+        await feed.apply((*symbols, "NEWUSDT"), ("trade", "ticker", "kline_1m"))
+        await eventually(lambda: feed.live == 2)
+        assert [one.name for one in feed.describe()] == ["A0", "A1"]
+        assert venue.peers[1].subscribed == [
+            "sym0usdt@trade",
+            "sym0usdt@ticker",
+            "sym0usdt@kline_1m",
+        ]
+        assert not feed.rolling("NEWUSDT")
+        # and a connection left with nothing is closed
+        await feed.apply(symbols[1:], ("trade", "ticker", "kline_1m"))
+        assert [one.name for one in feed.describe()] == ["A0"]
+        await eventually(lambda: venue.peers[1].close_code == 1000)
+        assert venue.peers[0].close_code is None and len(venue.peers) == 2
+
+
+async def test_symbols_move_before_they_are_given_up(venue: Venue) -> None:
+    """More kinds of streams do not fit: what moves is seen at its new place first."""
+    symbols = tuple(f"SYM{number}USDT" for number in range(1000))
+    missing: list[str] = []
+
+    def answer(peer: Peer, request: dict[str, Any]) -> object:
+        if request["method"] == "UNSUBSCRIBE":
+            elsewhere = {s for one in venue.peers if one is not peer for s in one.subscribed}
+            missing.extend(set(request["params"]) - elsewhere)
+        return ...
+
+    venue.answer = answer
+    quick = replace(FAST, frame_gap_s=0.001)
+    here = settings(venue, symbols=symbols, streams=("trade",))
+    async with Running(make_feed(here, timing=quick)) as feed:
+        await eventually(lambda: feed.live == 1)
+        await feed.apply(symbols, ("trade", "ticker"))
+        assert not missing
+        await eventually(lambda: feed.live == 2)
+        first, second = held(venue)
+        assert len(first) == 1024 and len(second) == 976 and not first & second
+        assert len(venue.peers) == 2
+
+
+async def test_changes_are_made_one_after_the_other(venue: Venue) -> None:
+    async with Running(make_feed(settings(venue, symbols=("A",), streams=("trade",)))) as feed:
+        await eventually(lambda: feed.live == 1)
+        await asyncio.gather(
+            *(feed.apply((f"S{number}",), ("trade",)) for number in range(5)),
+            feed.apply(("LASTUSDT",), ("trade",)),
+        )
+        assert held(venue) == [{"lastusdt@trade"}]
+
+
+async def test_a_change_before_run_and_after_close(venue: Venue) -> None:
+    feed = make_feed(settings(venue))
+    await feed.apply(("BTCUSDT",), ("trade",))
+    async with Running(feed):
+        await eventually(lambda: feed.live == 1)
+        assert venue.last.subscribed == ["btcusdt@trade"]
+    await feed.apply(("ETHUSDT",), ("trade",))
+    await feed.run()
+    assert len(venue.peers) == 1
+
+
+async def test_new_connections_of_a_paused_feed_are_paused(venue: Venue) -> None:
+    symbols = tuple(f"SYM{number}USDT" for number in range(342))
+    async with Running(make_feed(settings(venue, symbols=symbols[:341]))) as feed:
+        await eventually(lambda: feed.live == 1)
+        feed.pause_reading()
+        changing = asyncio.create_task(feed.apply(symbols, ("trade", "ticker", "kline_1m")))
+        await eventually(lambda: len(venue.peers) == 2)
+        await asyncio.sleep(0.2)
+        assert feed.live == 1
+        feed.resume_reading()
+        await changing
+        await eventually(lambda: feed.live == 2)
+
+
+async def test_replace_is_for_the_connections_of_the_symbols(venue: Venue) -> None:
+    symbols = tuple(f"SYM{number}USDT" for number in range(342))
+    async with Running(make_feed(settings(venue, symbols=symbols))) as feed:
+        await eventually(lambda: feed.live == 2)
+        feed.replace(["SYM1USDT", "OTHERUSDT"], "no trade for long")
+        await eventually(lambda: feed.describe()[1].rollovers["stale"] == 1)
+        assert feed.describe()[0].rollovers["stale"] == 0
 
 
 async def test_a_bug_ends_the_feed_loudly(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = Feed(settings(venue), StubListener, timing=FAST)
+    feed = make_feed(settings(venue))
 
     def fail() -> int:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr(feed.connections[0], "_next_epoch", fail)
+    monkeypatch.setattr(feed.connections[0]._up, "next_epoch", fail)
     with pytest.raises(ExceptionGroup) as caught:
         await feed.run()
     assert caught.group_contains(ZeroDivisionError)
@@ -134,11 +263,12 @@ async def check_capture(folder: Path, tls: ssl.SSLContext | None) -> None:
     venue = Venue()
     await venue.start(tls)
     capture = make_capture(folder, 1024)
+    intern = capture.ring.intern  # type: ignore[attr-defined]
 
     def factory(owner: Any, line: int, epoch: int) -> picows.WSListener:
         return FrameListener(capture, owner, line, epoch)
 
-    feed = Feed(settings(venue, symbols=("BTCUSDT",)), factory, timing=FAST)
+    feed = make_feed(settings(venue, symbols=("BTCUSDT",)), factory, symbol_id=intern)
     capture.watch_high_water(512, feed.pause_reading)
     async with Running(feed):
         await eventually(lambda: feed.live == 1 and capture.ring.pending > 3)
@@ -147,11 +277,13 @@ async def check_capture(folder: Path, tls: ssl.SSLContext | None) -> None:
         await venue.last.send(
             '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1770123456789000}}'
         )
-        await eventually(lambda: len(venue.peers) == 2 and feed.live == 1)
+        await eventually(lambda: feed.describe()[0].rollovers["server_shutdown"] == 1)
+        await eventually(lambda: not feed.rolling("BTCUSDT"))
         await venue.last.socket.close(code=1008, message=b"Too many requests")
         await eventually(lambda: len(venue.peers) == 3 and feed.live == 1)
         (status,) = feed.describe()
-        assert status.reconnects == {"server_shutdown": 1, "closed_by_venue": 1}
+        assert status.reconnects == {"closed_by_venue": 1}
+        assert status.rollovers["server_shutdown"] == 1
         venue.data_every_s = 0.0001
         await eventually(lambda: capture.above_high_water)
         await asyncio.sleep(0.1)
@@ -197,7 +329,8 @@ async def test_against_the_simulated_exchange(tmp_path: Path) -> None:
             return FrameListener(capture, owner, line, epoch)
 
         here = replace(settings(Venue()), websocket_urls=(exchange.ws,), symbols=wanted)
-        async with Running(Feed(here, factory, timing=replace(FAST, frame_gap_s=0.5))) as feed:
+        slow = replace(FAST, frame_gap_s=0.5)
+        async with Running(make_feed(here, factory, timing=slow, symbol_id=ring.intern)) as feed:
             await eventually(lambda: feed.live == 1, 20)
             await eventually(lambda: feed.describe()[0].connects >= 2, 20)
             await eventually(lambda: feed.live == 1, 20)

@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 from fake_venue import Peer, StubListener, Venue, eventually
 
+from tradecore.errors import VenueError
 from tradecore.feed import subscriptions
+from tradecore.feed.addresses import AddressBook
 from tradecore.feed.endpoint import Endpoint
-from tradecore.feed.session import (
-    MAX_REFUSED_STREAMS,
-    Plan,
-    Reason,
-    Session,
-    SessionOver,
-    Timing,
-)
+from tradecore.feed.plan import Cause, Plan, Reason, SessionOver, Timing
+from tradecore.feed.session import Session
 from tradecore.feed.states import Machine, State
+from tradecore.feed.subscriber import MAX_REFUSED_STREAMS
+from tradecore.feed.subscriptions import Share
 
 FAST = Timing(
     connect_s=2.0,
@@ -31,9 +29,13 @@ FAST = Timing(
     silent_s=0.4,
     quiet_silent_s=0.8,
     settle_s=0.1,
+    suspicious_s=0.2,
+    ping_s=0.1,
+    confirm_s=0.3,
     tick_s=0.02,
     close_s=0.5,
 )
+SHARE = Share(("BTCUSDT", "ETHUSDT"), ("trade", "ticker"))
 STREAMS = ("btcusdt@trade", "btcusdt@ticker", "ethusdt@trade", "ethusdt@ticker")
 
 
@@ -48,20 +50,35 @@ async def venue() -> AsyncIterator[Venue]:
 class Rig:
     """A session with what a connection would give it."""
 
-    def __init__(self, venue: Venue, streams: Sequence[str] = STREAMS, **timing: float) -> None:
+    def __init__(self, venue: Venue, share: Share = SHARE, **timing: float) -> None:
         self.machine = Machine()
         self.reading = asyncio.Event()
         self.reading.set()
+        self.asked: list[tuple[str, ...]] = []
+        self.quiet: set[str] | Exception | None = set()
+        """What the venue's REST interface tells; None for no answer."""
+        endpoint = Endpoint.parse(venue.url)
         plan = Plan(
             "A0",
             0,
-            tuple(streams),
-            Endpoint.parse(venue.url),
+            (endpoint,),
             StubListener,
+            SHARE.symbols.index,
+            self.confirm,
+            3600.0,
+            AddressBook(),
             replace(FAST, **timing),
         )
-        self.session = Session(plan, 7, self.machine, self.reading)
+        self.session = Session(plan, share, 7, endpoint, self.machine, self.reading)
         self.task = asyncio.create_task(self.session.live())
+
+    async def confirm(self, symbols: Sequence[str]) -> set[str]:
+        self.asked.append(tuple(symbols))
+        if self.quiet is None:
+            await asyncio.sleep(60)
+        if isinstance(self.quiet, Exception):
+            raise self.quiet
+        return set(self.quiet or ())
 
     @property
     def state(self) -> State:
@@ -103,11 +120,11 @@ async def test_live_after_replies_and_first_data(venue: Venue) -> None:
 
 async def test_whole_market_is_subscribed_in_pace_and_in_small_requests(venue: Venue) -> None:
     symbols = [f"SYMBOL{number}USDT" for number in range(1400)]
-    plans = subscriptions.spread(symbols, ("trade", "ticker", "kline_1m"))
-    rigs = [Rig(venue, streams, frame_gap_s=0.1, silent_s=5.0) for streams in plans]
+    shares = subscriptions.spread(symbols, ("trade", "ticker", "kline_1m"))
+    rigs = [Rig(venue, share, frame_gap_s=0.1, silent_s=5.0) for share in shares]
     await eventually(lambda: all(rig.state is State.LIVE for rig in rigs))
     assert sorted(stream for peer in venue.peers for stream in peer.subscribed) == sorted(
-        stream for streams in plans for stream in streams
+        stream for share in shares for stream in share.streams
     )
     assert len(venue.peers) == 5
     for peer in venue.peers:
@@ -140,11 +157,11 @@ async def test_a_refused_stream_does_not_stop_the_others(
         return ...
 
     venue.answer = answer
-    streams = (*STREAMS, "bad@trade", "bnbusdt@trade", "bnbusdt@ticker")
-    rig = Rig(venue, streams)
+    share = Share((*SHARE.symbols, "BAD", "BNBUSDT"), SHARE.kinds)
+    rig = Rig(venue, share)
     await eventually(lambda: rig.state is State.LIVE)
     assert rig.session.refused == ["bad@trade"]
-    assert set(venue.last.subscribed) == set(streams) - {"bad@trade"}
+    assert set(venue.last.subscribed) == set(share.streams) - {"bad@trade"}
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.__dict__["stream"] for record in errors] == ["bad@trade"]
     await rig.end()
@@ -155,7 +172,8 @@ async def test_when_all_streams_are_refused_it_is_not_the_streams(venue: Venue) 
         return error_reply(request, 2, False, True) if "params" in request else ...
 
     venue.answer = answer
-    rig = Rig(venue, [f"s{number}@ticker" for number in range(64)], silent_s=5, frame_gap_s=0.001)
+    share = Share(tuple(f"S{number}" for number in range(64)), ("ticker",))
+    rig = Rig(venue, share, silent_s=5, frame_gap_s=0.001)
     over = await rig.over()
     assert over.reason is Reason.SUBSCRIBE_FAILED
     assert len(rig.session.refused) == MAX_REFUSED_STREAMS + 1
@@ -294,7 +312,7 @@ async def test_bug_in_the_listener_is_logged_and_ends_the_session(
 
 
 async def test_silence_from_the_start(venue: Venue) -> None:
-    """The watchdog is armed from connect; replies, pings and pongs are not data."""
+    """It is watched from connect; the venue's replies and pings are not data."""
     venue.data_every_s = None
 
     async def ping(peer: Peer) -> None:
@@ -309,29 +327,113 @@ async def test_silence_from_the_start(venue: Venue) -> None:
     venue.on_open = ping
     began = time.monotonic()
     rig = Rig(venue)
-    over = await rig.over()
-    assert over.reason is Reason.SILENT
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None
+    assert rig.session.trouble.cause is Cause.SILENT and rig.session.trouble.deaf
     assert rig.state is State.STALE
-    assert FAST.silent_s <= time.monotonic() - began < 4
-    assert venue.last.pongs
+    assert FAST.silent_s + FAST.ping_s <= time.monotonic() - began < 4
+    assert venue.last.pongs and venue.last.pings == 1
+    assert not rig.asked
     background[0].cancel()
+    await rig.end()
 
 
-async def test_silence_after_data(venue: Venue) -> None:
+async def test_half_open_after_data(venue: Venue) -> None:
     rig = Rig(venue)
     await eventually(lambda: rig.state is State.LIVE)
-    venue.data_every_s = None
-    over = await rig.over()
-    assert over.reason is Reason.SILENT
+    venue.last.deaf = True
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None and rig.session.trouble.cause is Cause.SILENT
     assert rig.state is State.STALE
+    venue.last.deaf = False  # it was a storm on the way, not the end
+    await eventually(lambda: rig.state is State.LIVE)
+    await rig.end()
+
+
+async def test_the_limit_of_silence_is_learnt(venue: Venue) -> None:
+    rig = Rig(venue, silent_s=60.0)
+    await eventually(lambda: rig.state is State.LIVE)
+    await eventually(lambda: rig.session._pulse.limit_s(0.0, 60.0) < 3.0)
+    stopped = time.monotonic()
+    venue.last.deaf = True
+    await eventually(lambda: rig.session.trouble)
+    assert time.monotonic() - stopped < 4.5  # long before the cap
+    await rig.end()
+
+
+async def test_no_answer_to_a_ping_is_fine_while_data_come(venue: Venue) -> None:
+    rig = Rig(venue, silent_s=0.05, suspicious_s=0.05, ping_s=0.5)
+    venue.data_every_s = 0.3
+    await eventually(lambda: venue.peers and venue.last.pings >= 3)
+    assert rig.session.trouble is None and rig.state is State.LIVE
+    sent = [at for at, _, _ in venue.last.requests]
+    assert sent
+    await rig.end()
+
+
+async def test_a_quiet_market_is_no_dead_connection(venue: Venue) -> None:
+    venue.pong = True
+    rig = Rig(venue, silent_s=0.2)
+    await eventually(lambda: rig.state is State.LIVE)
+    rig.quiet = set(SHARE.symbols)
+    venue.last.mute = True
+    await eventually(lambda: len(rig.asked) == 2)
+    began = time.monotonic()
+    assert rig.asked == [SHARE.symbols] * 2
+    await eventually(lambda: len(rig.asked) == 3)
+    assert time.monotonic() - began >= 4 * 0.2  # doubled each time
+    assert rig.state is State.LIVE and rig.session.trouble is None
+    await rig.end()
+
+
+@pytest.mark.parametrize(
+    "quiet", [{"BTCUSDT"}, VenueError("banned"), None], ids=["moved", "refused", "no answer"]
+)
+async def test_pongs_without_data_while_symbols_move(
+    venue: Venue, quiet: set[str] | Exception | None
+) -> None:
+    venue.pong = True
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+    rig.quiet = quiet
+    venue.last.mute = True
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None and rig.session.trouble.cause is Cause.STALE
+    assert rig.session.trouble.deaf
+    assert rig.state is State.STALE and len(rig.asked) == 1
+    await rig.end()
+
+
+async def test_an_end_while_rest_is_asked_is_seen_at_once(venue: Venue) -> None:
+    venue.pong = True
+    rig = Rig(venue, confirm_s=30.0)
+    await eventually(lambda: rig.state is State.LIVE)
+    rig.quiet = None
+    venue.last.mute = True
+    await eventually(lambda: rig.asked)
+    venue.last.reset()
+    async with asyncio.timeout(1):
+        assert (await rig.over()).reason is Reason.LOST
+
+
+async def test_tickers_alone_have_nothing_to_ask_rest_for(venue: Venue) -> None:
+    venue.pong = True
+    rig = Rig(venue, Share(("BTCUSDT",), ("ticker",)))
+    await eventually(lambda: rig.state is State.LIVE)
+    venue.last.mute = True
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None and rig.session.trouble.cause is Cause.STALE
+    assert not rig.asked
+    await rig.end()
 
 
 async def test_streams_without_a_ticker_may_be_silent_for_longer(venue: Venue) -> None:
     venue.data_every_s = None
     began = time.monotonic()
-    over = await Rig(venue, ("thinusdt@trade", "thinusdt@kline_1m")).over()
-    assert over.reason is Reason.SILENT
+    rig = Rig(venue, Share(("THINUSDT",), ("trade", "kline_1m")))
+    await eventually(lambda: rig.session.trouble)
     assert time.monotonic() - began >= FAST.quiet_silent_s
+    await rig.end()
 
 
 async def test_a_process_that_slept_is_not_silence(venue: Venue) -> None:
@@ -340,16 +442,100 @@ async def test_a_process_that_slept_is_not_silence(venue: Venue) -> None:
     time.sleep(2 * FAST.silent_s)  # noqa: ASYNC251 - as a suspended machine does
     await asyncio.sleep(3 * FAST.tick_s)
     assert rig.state is State.LIVE
+    assert not venue.last.pings
     await rig.end()
 
 
 async def test_server_shutdown_notice(venue: Venue) -> None:
+    """The session asks for a successor and lives on."""
     rig = Rig(venue)
     await eventually(lambda: rig.state is State.LIVE)
     notice = {"e": "serverShutdown", "E": 1770123456789000}
     await venue.last.send(json.dumps({"stream": "!serverShutdown", "data": notice}))
-    over = await rig.over()
-    assert over.reason is Reason.SERVER_SHUTDOWN and "1770123456789000" in str(over)
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None
+    assert rig.session.trouble.cause is Cause.SERVER_SHUTDOWN and not rig.session.trouble.deaf
+    assert "1770123456789000" in rig.session.trouble.detail
+    before_ns = rig.session.last_data_ns
+    await eventually(lambda: rig.session.last_data_ns > before_ns)
+    assert rig.state is State.LIVE
+    await rig.end()
+
+
+# -- subscriptions at run time -------------------------------------------------------------------
+
+
+def methods(peer: Peer) -> list[tuple[str, list[str]]]:
+    return [(r["method"], r.get("params", [])) for _, _, r in peer.requests]
+
+
+async def test_subscriptions_change_on_the_open_socket(venue: Venue) -> None:
+    rig = Rig(venue, frame_gap_s=0.1)
+    await eventually(lambda: rig.state is State.LIVE)
+    rig.session.want(Share(("ETHUSDT", "BNBUSDT"), SHARE.kinds))
+    assert not rig.session.in_step
+    await eventually(lambda: rig.session.in_step)
+    assert methods(venue.last)[1:] == [
+        ("UNSUBSCRIBE", ["btcusdt@trade", "btcusdt@ticker"]),
+        ("SUBSCRIBE", ["bnbusdt@trade", "bnbusdt@ticker"]),
+    ]
+    sent = [at for at, _, _ in venue.last.requests]
+    assert all(b - a >= 0.08 for a, b in itertools.pairwise(sent))
+    assert len(venue.peers) == 1 and rig.state is State.LIVE
+    await rig.end()
+
+
+async def test_a_refused_change_hurts_nothing_that_stays(venue: Venue) -> None:
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+
+    def answer(peer: Peer, request: dict[str, Any]) -> object:
+        if "bad@trade" in request.get("params", ()):
+            return error_reply(request, 2, False, True)
+        return ...
+
+    venue.answer = answer
+    rig.session.want(Share((*SHARE.symbols, "BAD", "BNBUSDT"), SHARE.kinds))
+    await eventually(lambda: rig.session.in_step)
+    assert rig.session.refused == ["bad@trade"]
+    rig.session.want(SHARE)
+    await eventually(lambda: rig.session.in_step)
+    assert rig.session.refused == []
+    assert venue.last.subscribed == list(STREAMS)
+    await rig.end()
+
+
+async def test_a_change_that_is_not_done_asks_for_a_successor(venue: Venue) -> None:
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+    venue.answer = lambda peer, request: error_reply(request, 4, False, True)
+    rig.session.want(Share((*SHARE.symbols, "BNBUSDT"), SHARE.kinds))
+    await eventually(lambda: rig.session.trouble)
+    assert rig.session.trouble is not None
+    assert rig.session.trouble.cause is Cause.STALE and not rig.session.trouble.deaf
+    before_ns = rig.session.last_data_ns
+    await eventually(lambda: rig.session.last_data_ns > before_ns)
+    assert rig.state is State.LIVE
+    await rig.end()
+
+
+async def test_streams_that_the_venue_keeps_sending_are_left_alone(venue: Venue) -> None:
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+    venue.answer = lambda peer, request: None if request["method"] == "UNSUBSCRIBE" else ...
+    rig.session.want(Share(("BTCUSDT",), SHARE.kinds))
+    await eventually(lambda: rig.session.in_step)
+    assert [method for method, _ in methods(venue.last)][1:] == [
+        "UNSUBSCRIBE",
+        "LIST_SUBSCRIPTIONS",
+    ]
+    rig.session.want(SHARE)  # they are still there
+    assert rig.session.in_step
+    assert rig.state is State.LIVE and rig.session.trouble is None
+    await rig.end()
+
+
+# -- pausing and the end -------------------------------------------------------------------------
 
 
 async def test_pause_stops_data_and_every_time_limit(venue: Venue) -> None:

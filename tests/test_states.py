@@ -21,6 +21,7 @@ ALLOWED = {
     (State.SUBSCRIBING, State.BACKING_OFF),
     (State.LIVE, State.STALE),
     (State.LIVE, State.BACKING_OFF),
+    (State.STALE, State.LIVE),
     (State.STALE, State.BACKING_OFF),
 }
 
