@@ -42,15 +42,19 @@ class Daemon:
         self.log_file = folder / "daemon.log"
         self.process: asyncio.subprocess.Process | None = None
 
+    @staticmethod
+    def inherited() -> dict[str, str]:
+        """The environment without what would point at another daemon's data."""
+        return {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DATA_DIR")}
+
     async def start(self, *arguments: str) -> None:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "DATA_DIR")}
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "tradecore",
                 *(arguments or ("run",)),
-                env={**inherited, **self.environ},
+                env={**self.inherited(), **self.environ},
                 stdout=log,
                 stderr=log,
             )

@@ -1,0 +1,333 @@
+"""The faults. Each is over when its function returns: all that was stopped runs again.
+
+Only the consequences are left: what was missed, what is broken, what must be found out.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from random import Random
+
+import asyncpg
+
+from tests.torture.arena import NEWCOMER, SYMBOLS, Arena
+from tests.torture.link import CUTS
+
+Fault = Callable[[Arena, Random], Awaitable[None]]
+_LIMIT_S = 60.0
+_spares = iter(range(10**6))
+
+
+class Skipped(Exception):
+    """This fault cannot be had here; the text says why."""
+
+
+# -- the daemon --------------------------------------------------------------------------------
+
+
+async def kill9(arena: Arena, random: Random) -> None:
+    """Kill -9, once or several times, also while it starts."""
+    async with arena.daemon_hand:
+        for _ in range(random.choice((1, 1, 2, 3))):
+            await asyncio.sleep(random.uniform(0, 1.5))
+            await arena.daemon.kill()
+            await asyncio.sleep(random.choice((0, random.uniform(0, 2))))
+            await arena.daemon.start()
+
+
+async def term(arena: Arena, random: Random) -> None:
+    """SIGTERM, a pause, start."""
+    async with arena.daemon_hand:
+        code = await arena.daemon.terminate()
+        assert code == 0, f"the daemon ended with {code}:\n{arena.daemon.log[-2000:]}"
+        await asyncio.sleep(random.uniform(0, 2))
+        await arena.daemon.start()
+
+
+async def two_daemons(arena: Arena, random: Random) -> None:
+    """Record with a second daemon into the same database; one of them dies."""
+    second = arena.spare_daemon(next(_spares))
+    async with arena.daemon_hand:
+        await second.start()
+        try:
+            await second.until(lambda health: health["counts"]["trades_received"] > 0)
+            await asyncio.sleep(random.uniform(0.5, 2))
+            victim = random.choice((arena.daemon, second))
+            await victim.kill()
+            await asyncio.sleep(random.uniform(0, 2))
+            if victim is arena.daemon:
+                await arena.daemon.start()
+                await asyncio.sleep(random.uniform(0, 2))
+        finally:
+            if second.process is not None and second.process.returncode is None:
+                await second.terminate()
+    shutil.rmtree(second.folder)
+
+
+async def reload(arena: Arena, random: Random) -> None:
+    """Change the recorded symbols by SIGHUP."""
+    await _restful(arena)
+    async with arena.daemon_hand:
+        if NEWCOMER in arena.symbols:
+            arena.symbols.remove(NEWCOMER)
+        else:
+            arena.symbols.append(NEWCOMER)
+        arena.write_settings()
+        process = arena.daemon.process
+        assert process is not None
+        process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(1)
+        if process.returncode == -signal.SIGHUP:
+            arena.symbols[:] = SYMBOLS
+            arena.write_settings()
+            await arena.daemon.start()
+            raise Skipped("SIGHUP ends this daemon")
+
+
+async def _restful(arena: Arena) -> None:
+    """Wait until the daemon can take signals."""
+    async with asyncio.timeout(_LIMIT_S):
+        while not await arena.daemon.health():
+            await asyncio.sleep(0.05)
+
+
+async def clock_step(arena: Arena, random: Random) -> None:
+    """Move the daemon's wall clock forth or back, then to the truth again."""
+    assert arena.shim is not None
+    try:
+        for _ in range(random.choice((1, 2))):
+            arena.shim.step(random.choice((-1, 1)) * random.choice((0.5, 7, 90, 3700, 90_000)))
+            await asyncio.sleep(random.uniform(0.5, 2))
+    finally:
+        arena.shim.step(0)
+
+
+# -- the database ------------------------------------------------------------------------------
+
+
+async def pg_immediate(arena: Arena, random: Random) -> None:
+    """Stop PostgreSQL as `stop -m immediate` does, and start it again."""
+    async with arena.database_hand:
+        await _crash_database(arena)
+        await asyncio.sleep(random.uniform(0, 3))
+        await arena.postgres.start()
+
+
+async def ring_full(arena: Arena, random: Random) -> None:
+    """Keep the database away until the daemon has refused trades."""
+    async with arena.database_hand:
+        await _crash_database(arena)
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                while not (await _counted(arena, "trades_refused")):
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(random.uniform(0, 1))
+        finally:
+            await arena.postgres.start()
+
+
+async def pg_terminate(arena: Arena, random: Random) -> None:
+    """End the daemon's sessions in the server, again and again."""
+    for _ in range(random.randint(1, 6)):
+        await asyncio.sleep(random.uniform(0, 0.4))
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            async with arena.database() as connection:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+
+async def commit_cut(arena: Arena, random: Random) -> None:
+    """Cut the daemon's connection around COMMIT and COPY; the answer to a COMMIT is lost."""
+    before = sum(arena.link.done.values())
+    wanted = random.randint(1, 4)
+    for _ in range(wanted):
+        arena.link.arm(random.choice((*CUTS, "after_commit")))
+    try:
+        async with asyncio.timeout(15):
+            while sum(arena.link.done.values()) < before + wanted:
+                await asyncio.sleep(0.02)
+    except TimeoutError:  # another fault keeps the daemon from writing
+        arena.link.disarm()
+
+
+async def db_stall(arena: Arena, random: Random) -> None:
+    """Let the database hang: connections stay open and nothing passes; then all are cut or not."""
+    arena.link.stall()
+    try:
+        await asyncio.sleep(random.uniform(0.5, 4))
+        if random.random() < 0.5:
+            arena.link.cut()
+    finally:
+        arena.link.flow()
+
+
+async def disk_full(arena: Arena, random: Random) -> None:
+    """Fill the disk of the database and of DATA_DIR; a server that dies of it is started again."""
+    assert arena.disk is not None
+    filler = arena.disk / "filler"
+    async with arena.database_hand:
+        try:
+            with filler.open("wb") as file, suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+            await asyncio.sleep(random.uniform(1, 4))
+        finally:
+            filler.unlink()
+            if not arena.postgres.running:
+                await arena.postgres.start()
+
+
+async def _crash_database(arena: Arena) -> None:
+    assert arena.postgres.pid is not None
+    os.kill(arena.postgres.pid, signal.SIGQUIT)
+    async with asyncio.timeout(_LIMIT_S):
+        while arena.postgres.running:
+            await asyncio.sleep(0.02)
+
+
+async def _counted(arena: Arena, name: str) -> int:
+    health = await arena.daemon.health()
+    return int(health["counts"][name]) if health else 0
+
+
+# -- the venue: connections --------------------------------------------------------------------
+
+
+def _order(name: str, **fixed: object) -> Fault:
+    """Make a fault that the exchange carries out at once."""
+
+    async def fault(arena: Arena, random: Random) -> None:
+        await arena.exchange.fault(name, connections=random.choice(("all", "one")), **fixed)
+        await asyncio.sleep(random.uniform(0, 1))
+
+    return fault
+
+
+async def reset(arena: Arena, random: Random) -> None:
+    """TCP resets, some in a row."""
+    for _ in range(random.randint(1, 3)):
+        await arena.exchange.fault("cut", connections=random.choice(("all", "one")))
+        await asyncio.sleep(random.uniform(0, 0.8))
+
+
+async def refuse(arena: Arena, random: Random) -> None:
+    """Cut, and refuse the next connects."""
+    await arena.exchange.fault("refuse", n=random.randint(1, 5))
+    await arena.exchange.fault("cut")
+    await asyncio.sleep(random.uniform(0, 1))
+
+
+async def slow_handshake(arena: Arena, random: Random) -> None:
+    """Cut, and let the next handshakes take long."""
+    await arena.exchange.fault(
+        "slow_handshake", n=random.randint(1, 2), seconds=random.choice((2, 6, 15))
+    )
+    await arena.exchange.fault("cut")
+    await asyncio.sleep(random.uniform(0, 1))
+
+
+async def shutdown(arena: Arena, random: Random) -> None:
+    """Announce serverShutdown, cut soon after."""
+    seconds = random.uniform(1, 4)
+    await arena.exchange.fault("shutdown", seconds=seconds)
+    await asyncio.sleep(seconds + random.uniform(0, 1))
+
+
+# -- the venue: trades -------------------------------------------------------------------------
+
+
+def _trades(kind: str, most: int) -> Fault:
+    async def fault(arena: Arena, random: Random) -> None:
+        for _ in range(random.randint(1, 3)):
+            which = random.choice(("all", "one"))
+            await arena.exchange.fault(kind, n=random.randint(1, most), connections=which)
+            await asyncio.sleep(random.uniform(0, 0.5))
+
+    return fault
+
+
+async def drop_stream(arena: Arena, random: Random) -> None:
+    """Let a symbol's trades vanish from the present connections."""
+    symbol = random.choice(SYMBOLS[:3])
+    await arena.exchange.fault(
+        "drop_stream", symbol=symbol, connections=random.choice(("all", "one"))
+    )
+    await asyncio.sleep(random.uniform(0, 2))
+
+
+async def quiet(arena: Arena, random: Random) -> None:
+    """Let the market, or a symbol, stand still, often over a cut."""
+    if random.random() < 0.5:
+        await arena.exchange.fault("quiet", symbol=random.choice(SYMBOLS), seconds=3)
+    else:
+        await arena.exchange.fault("pause")
+    if random.random() < 0.6:
+        await arena.exchange.fault("cut")
+    await asyncio.sleep(random.uniform(1, 4))
+    await arena.exchange.fault("resume")
+
+
+# -- the venue: REST ---------------------------------------------------------------------------
+
+
+def _rest(mode: str, longest_s: float = 5.0) -> Fault:
+    """Make a fault of REST together with holes that need it."""
+
+    async def fault(arena: Arena, random: Random) -> None:
+        seconds = random.uniform(1, longest_s)
+        await arena.exchange.fault("rest", mode=mode, seconds=seconds, lag=seconds)
+        await arena.exchange.fault("drop", n=random.randint(1, 300))
+        if random.random() < 0.4:
+            await arena.exchange.fault("cut")
+        await asyncio.sleep(seconds)
+
+    return fault
+
+
+FAULTS: dict[str, Fault] = {
+    "kill9": kill9,
+    "term": term,
+    "two_daemons": two_daemons,
+    "reload": reload,
+    "clock_step": clock_step,
+    "pg_immediate": pg_immediate,
+    "pg_terminate": pg_terminate,
+    "commit_cut": commit_cut,
+    "db_stall": db_stall,
+    "ring_full": ring_full,
+    "disk_full": disk_full,
+    "reset": reset,
+    "half_open": _order("half_open"),
+    "stop_pong": _order("stop_pong"),
+    "close_1001": _order("close", code=1001),
+    "close_1008": _order("close", code=1008),
+    "shutdown": shutdown,
+    "refuse": refuse,
+    "slow_handshake": slow_handshake,
+    "drop": _trades("drop", 200),
+    "duplicate": _trades("duplicate", 200),
+    "reorder": _trades("reorder", 50),
+    "garbage": _trades("garbage", 30),
+    "drop_stream": drop_stream,
+    "quiet": quiet,
+    "rest_429": _rest("429"),
+    "rest_418": _rest("418"),
+    "rest_500": _rest("500"),
+    "rest_hang": _rest("hang"),
+    "rest_lag": _rest("lag"),
+    "rest_garbage": _rest("garbage"),
+}
+NO_HOLE = (
+    "clock_step", "pg_immediate", "pg_terminate", "commit_cut", "db_stall", "duplicate", "reorder",
+    "garbage", "stop_pong",
+)  # fmt: skip
+"""Faults that leave no hole even without a back-fill."""
+LONG = ("ring_full", "half_open", "slow_handshake", "disk_full")
+"""Those that take longer than a short run has."""
+MIXED = "mixed"

@@ -1,0 +1,132 @@
+"""Is everything there again, and is it right? Asks the database, never the daemon alone."""
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from tests.torture.arena import Arena
+from tradecore import clock
+from tradecore.simulate.market import Market
+from tradecore.simulate.proof import Proof, prove
+
+WHOLE_LIMIT_S = 150.0
+_POLL_S = 0.1
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
+
+class NotWholeError(AssertionError):
+    """Something is missing, doubled or wrong; the text says what."""
+
+
+@dataclass
+class Verdict:
+    """The outcome of a round."""
+
+    whole_s: float
+    """From the end of the fault until everything printed by then was stored without a hole."""
+    proofs: dict[str, Proof] = field(default_factory=dict)
+
+    def total(self, name: str) -> int:
+        """Return the sum of a field over all symbols."""
+        return sum(int(getattr(proof, name)) for proof in self.proofs.values())
+
+
+async def judge(arena: Arena) -> Verdict:
+    """Wait until all that is printed by now is stored, then compare every row.
+
+    Raises NotWholeError when it does not become whole in time, or a row is wrong.
+    """
+    begin_ns = clock.mono_ns()
+    state = await arena.exchange.state()
+    market = Market(**state["market"])
+    marks = {symbol: market.next_id(symbol, state["now_us"]) - 1 for symbol in arena.symbols}
+    lacking = "nothing looked at"
+    while True:
+        try:
+            lacking = await _lacking(arena, market, marks)
+        except _AWAY as exc:
+            lacking = f"the database does not answer: {exc!r}"
+        whole_s = (clock.mono_ns() - begin_ns) / 1e9
+        if not lacking:
+            break
+        process = arena.daemon.process
+        if process is None or process.returncode is not None:
+            raise NotWholeError(f"the daemon ended: {arena.daemon.log[-2000:]}")
+        if whole_s > WHOLE_LIMIT_S:
+            health = json.dumps(await arena.daemon.health(), ensure_ascii=False)
+            raise NotWholeError(f"not whole after {WHOLE_LIMIT_S:.0f} s: {lacking}\n{health}")
+        await asyncio.sleep(_POLL_S)
+    verdict = Verdict(whole_s, await _compared(arena))
+    for symbol, proof in verdict.proofs.items():
+        if not proof.holds:
+            raise NotWholeError(f"{symbol}: {proof}")
+    await _recount(arena)
+    return verdict
+
+
+async def _lacking(arena: Arena, market: Market, marks: dict[str, int]) -> str:
+    """Say what is not stored yet of each symbol from its first id to its mark; "" = nothing."""
+    await arena.note_first_ids()
+    async with arena.database() as connection:
+        open_holes = await connection.fetchval(
+            "SELECT count(*) FROM trade_gaps WHERE state = 'open'"
+        )
+        for symbol, mark in marks.items():
+            if symbol not in arena.first_ids:
+                continue  # it has not traded since the daemon knows it
+            missing, last_id = await _missing(arena, connection, market, symbol)
+            if missing:
+                return f"{symbol}: {missing[:5]} missing, {open_holes} open holes"
+            if last_id < mark:
+                return f"{symbol}: stored up to {last_id}, printed up to {mark}"
+    return f"{open_holes} open holes" if open_holes else ""
+
+
+async def _missing(
+    arena: Arena, connection: asyncpg.Connection, market: Market, symbol: str
+) -> tuple[list[tuple[int, int]], int]:
+    """Return the id ranges that the ledger lacks and the venue has, and the last stored id."""
+    next_id = arena.first_ids[symbol]
+    missing = []
+    for first_id, last_id in await connection.fetch(
+        "SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 ORDER BY first_id", symbol
+    ):
+        if first_id > next_id and market.count(symbol, next_id, first_id):
+            missing.append((next_id, first_id - 1))
+        next_id = last_id + 1
+    return missing, next_id - 1
+
+
+async def _compared(arena: Arena) -> dict[str, Proof]:
+    """Compare every row of every symbol with the market, in one snapshot of the database."""
+    async with (
+        arena.database() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        ends = await connection.fetch(
+            "SELECT symbol, max(last_id) AS id FROM trade_coverage GROUP BY symbol"
+        )
+        sent = {row["symbol"]: (arena.first_ids[row["symbol"]], row["id"]) for row in ends}
+        if parked := await connection.fetchval("SELECT count(*) FROM dead_letters"):
+            raise NotWholeError(f"{parked} rows were parked in dead_letters")
+        return await prove(connection, await arena.exchange.truth_now(), sent)
+
+
+async def _recount(arena: Arena) -> None:
+    """Run `tradecore verify`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tradecore", "verify"),
+        env={**arena.daemon.inherited(), "DATABASE_URL": arena.dsn, "LOG_LEVEL": "error"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise NotWholeError(f"tradecore verify: {process.returncode}\n{output.decode()[-2000:]}")
