@@ -2,6 +2,7 @@
 # make test   build everything and run all tests
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
+# make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make lint   ruff, mypy and cython-lint, without the tests
 #
 # TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
@@ -13,7 +14,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test demo bench lint venv clean
+.PHONY: run test demo bench torture lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -27,6 +28,10 @@ demo: venv
 
 bench: venv
 	$(PY) bench/run.py
+
+torture: venv
+	$(PY) -m tests.torture --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) \
+		$(if $(FAULTS),--faults $(FAULTS))
 
 lint: venv
 	$(PY) -m ruff check

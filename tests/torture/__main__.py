@@ -21,6 +21,9 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
     )
     parser.add_argument("--rate", type=int, default=500, help="trades per second")
     parser.add_argument("--lines", default="1", help="FEED_LINES, or 1,2 for either at random")
+    parser.add_argument(
+        "--absent", action="store_true", help="the venue lacks some ids in every other arena"
+    )
     parser.add_argument("--only", type=int, help="do only the round of this number")
     options = parser.parse_args(arguments)
     names = tuple(n for n in options.faults.split(",") if n) or (*FAULTS, MIXED)
@@ -29,7 +32,9 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
             f"unknown faults: {', '.join(unknown)}; known are {', '.join(FAULTS)}, {MIXED}"
         )
     lines = tuple(int(number) for number in options.lines.split(","))
-    return Plan(options.rounds, options.seed, names, options.rate, lines, options.only)
+    return Plan(
+        options.rounds, options.seed, names, options.rate, lines, options.absent, options.only
+    )
 
 
 def main() -> int:

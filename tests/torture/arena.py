@@ -93,7 +93,7 @@ _OWN = ("DATA_DIR", "HTTP_PORT", "LD_PRELOAD", "TORTURE_CLOCK")
 
 @asynccontextmanager
 async def arena(
-    folder: Path, random: Random, rate: int, lines: tuple[int, ...]
+    folder: Path, random: Random, rate: int, lines: tuple[int, ...], absent: bool
 ) -> AsyncIterator[Arena]:
     """Set everything up and wait until each busy symbol is stored."""
     async with AsyncExitStack() as stack:
@@ -119,7 +119,7 @@ async def arena(
                 ping_interval=2,
                 pong_timeout=8,
                 connect_limit=100_000,
-                absent_every=random.choice((0, 0, 997)),
+                absent_every=random.choice((0, 997)) if absent else 0,
             )
         )
         shim = clock_shim(folder)

@@ -204,7 +204,7 @@ def _order(name: str, **fixed: object) -> Fault:
 
     async def fault(arena: Arena, random: Random) -> None:
         await arena.exchange.fault(name, connections=random.choice(("all", "one")), **fixed)
-        await asyncio.sleep(random.uniform(0, 1))
+        await asyncio.sleep(random.uniform(0.5, 1.5))  # something must be printed meanwhile
 
     return fault
 
@@ -258,7 +258,7 @@ async def drop_stream(arena: Arena, random: Random) -> None:
     await arena.exchange.fault(
         "drop_stream", symbol=symbol, connections=random.choice(("all", "one"))
     )
-    await asyncio.sleep(random.uniform(0, 2))
+    await asyncio.sleep(random.uniform(1, 2))
 
 
 async def quiet(arena: Arena, random: Random) -> None:

@@ -31,6 +31,8 @@ class Plan:
     rate: int = 500
     lines: tuple[int, ...] = (1,)
     """FEED_LINES of an arena is one of these."""
+    absent: bool = False
+    """Some arenas have ids that the venue itself does not have."""
     only: int | None = None
     """Do this round alone."""
 
@@ -122,7 +124,7 @@ async def run(plan: Plan, progress: Callable[[str], None]) -> Outcome:
 
 
 def _arena_of(plan: Plan, batch: int, folder: Path) -> AbstractAsyncContextManager[Arena]:
-    return arena(folder, Random(f"{plan.seed} arena {batch}"), plan.rate, plan.lines)
+    return arena(folder, Random(f"{plan.seed} arena {batch}"), plan.rate, plan.lines, plan.absent)
 
 
 async def _in_one_arena(

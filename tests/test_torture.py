@@ -1,0 +1,93 @@
+"""A short seeded run of the torture suite; its link that cuts, its clock that steps."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.torture.clock_shim import clock_shim
+from tests.torture.faults import FAULTS, MIXED, NO_HOLE
+from tests.torture.link import Link
+from tests.torture.rounds import Plan, run
+from tradecore.store.embedded import EmbeddedPostgres
+
+
+@pytest.mark.timeout(300)
+async def test_a_short_mix_of_faults_loses_nothing() -> None:
+    outcome = await run(Plan(len(NO_HOLE), seed=3, faults=NO_HOLE), print)
+    assert outcome.good, "\n".join(outcome.failures)
+    assert all(tally.rounds or tally.skipped for tally in outcome.tallies.values())
+
+
+def test_a_round_follows_from_the_seed_alone() -> None:
+    names = (*FAULTS, MIXED)
+    plan = Plan(100, 7, names)
+    assert [plan.fault_of(n) for n in range(100)] == [plan.fault_of(n) for n in range(100)]
+    assert {plan.fault_of(n) for n in range(len(names))} == set(names)
+    assert plan.numbers() == range(100)
+
+
+async def test_the_answer_to_a_commit_is_lost_and_the_commit_is_not(
+    short_dir: Path, pg_server: EmbeddedPostgres
+) -> None:
+    link = Link(short_dir / "link", pg_server.dsn)
+    await link.open()
+    witness = await asyncpg.connect(pg_server.dsn)
+    try:
+        await witness.execute("CREATE TABLE kept (way text)")
+        for way, kept in (("before_commit", 0), ("after_commit", 1), ("none", 1)):
+            daemon = await asyncpg.connect(link.dsn)
+            if way != "none":
+                link.arm(way)
+            await daemon.execute("BEGIN")
+            await daemon.execute("INSERT INTO kept VALUES ($1)", way)
+            if way == "none":
+                await daemon.execute("COMMIT")
+                await daemon.close()
+            else:
+                with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
+                    await daemon.execute("COMMIT")
+                assert link.done[way] == 1
+            found = await witness.fetchval("SELECT count(*) FROM kept WHERE way = $1", way)
+            assert found == kept, way
+        daemon = await asyncpg.connect(link.dsn)
+        link.stall()
+        asking = asyncio.create_task(daemon.fetchval("SELECT 1"))
+        await asyncio.wait({asking}, timeout=0.3)
+        assert not asking.done()
+        link.flow()
+        assert await asking == 1
+        link.arm("in_copy")
+        with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
+            await daemon.copy_records_to_table("kept", records=[("copied",)])
+        assert await witness.fetchval("SELECT count(*) FROM kept WHERE way = 'copied'") == 0
+    finally:
+        await witness.close()
+        await link.close()
+
+
+def test_the_clock_of_one_process_steps(tmp_path: Path) -> None:
+    shim = clock_shim(tmp_path)
+    if shim is None:
+        pytest.skip("there is no C compiler")
+    ask = "import time; print(time.time(), time.monotonic())"
+
+    def times() -> list[float]:
+        return [
+            float(word)
+            for word in subprocess.check_output(
+                [sys.executable, "-c", ask], env={**os.environ, **shim.environ}
+            ).split()
+        ]
+
+    before = times()
+    shim.step(-3600)
+    back = times()
+    assert -3600 <= back[0] - before[0] < -3500
+    assert 0 <= back[1] - before[1] < 100
+    shim.step(0)
+    assert 0 <= times()[0] - before[0] < 100
