@@ -58,14 +58,7 @@ class RestClient:
     def __init__(
         self, base_url: str, budget: Budget, *, limit_s: float = LIMIT_S, idle_s: float = IDLE_S
     ) -> None:
-        try:
-            parts = urlsplit(base_url)
-            plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
-        except ValueError:
-            parts, plain = urlsplit(""), False
-        if parts.scheme != "https" and not plain:
-            raise UsageError(f"BINANCE_REST_URL {base_url}: give an address with https://")
-        self.base_url = base_url.rstrip("/")
+        self.base_url = safe_base(base_url, "BINANCE_REST_URL")
         self.budget = budget
         self.requests: Counter[tuple[str, str]] = Counter()
         self._limit_s = limit_s
@@ -146,7 +139,7 @@ class RestClient:
                 if response.status != 200:
                     body = await _error_text(response)
                     raise self._explain(path, params, response.status, headers, body)
-                return await _read(response, max_bytes)
+                return await read_body(response, max_bytes)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if result in ("cancelled", "200"):
                 result = "timeout" if isinstance(error, TimeoutError) else "unreachable"
@@ -221,7 +214,20 @@ class RestClient:
             task.add_done_callback(self._closing.discard)
 
 
-async def _read(response: "aiohttp.ClientResponse", max_bytes: int) -> bytes:
+def safe_base(url: str, variable: str) -> str:
+    """Return `url` without a trailing slash; UsageError unless it is https or this machine."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "https" or (
+            parts.scheme == "http" and is_loopback(parts.hostname or "")
+        ):
+            return url.rstrip("/")
+    except ValueError:
+        pass  # told below
+    raise UsageError(f"{variable} {url}: give an address with https://")
+
+
+async def read_body(response: "aiohttp.ClientResponse", max_bytes: int) -> bytes:
     """Return a body; ValueError when it is longer than `max_bytes`."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):
@@ -237,7 +243,7 @@ async def _error_text(response: "aiohttp.ClientResponse") -> bytes:
 
     with suppress(aiohttp.ClientError, OSError, ValueError):
         async with asyncio.timeout(_ERROR_TEXT_S):
-            return await _read(response, 1 << 16)
+            return await read_body(response, 1 << 16)
     return b""
 
 
