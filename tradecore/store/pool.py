@@ -249,7 +249,8 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
         SELECT c.oid::regclass::text AS name FROM pg_class c
         WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
           AND c.relname IN ('raw_trades', 'tickers', 'klines', 'trade_symbols', 'trade_coverage',
-                            'trade_gaps', 'dead_letters', 'schema_migrations')
+                            'trade_gaps', 'dead_letters', 'schema_migrations', 'trade_times',
+                            'nodes', 'leases', 'audit_state', 'trade_audits')
           AND NOT pg_has_role(c.relowner, 'USAGE')
         ORDER BY 1
         """
