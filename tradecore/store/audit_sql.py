@@ -4,14 +4,15 @@ Every statement on raw_trades bounds the timestamp, which leads the only key the
 """
 
 # A scan of a minute must not be planned once for all minutes, and one minute can be millions of
-# rows: no loop over the symbols may go through them again and again.
+# rows: no loop over the symbols may go through them again and again, and they must not be sorted,
+# whatever the planner believes of a partition that was never analysed.
 LIMITS = """
 SET LOCAL statement_timeout = '50s';
 SET LOCAL plan_cache_mode = force_custom_plan;
 SET LOCAL enable_hashjoin = on
 """
-NO_LOOPS = "SET LOCAL enable_nestloop = off"
-LOOPS = "SET LOCAL enable_nestloop = on"
+NO_LOOPS = "SET LOCAL enable_nestloop = off; SET LOCAL enable_sort = off"
+LOOPS = "SET LOCAL enable_nestloop = on; SET LOCAL enable_sort = on"
 
 ADD_SYMBOLS = """
 INSERT INTO audit_state (symbol) SELECT symbol FROM unnest($1::text[]) AS symbol
@@ -40,8 +41,9 @@ ORDER BY 2, 1
 """
 
 # Minutes that are not proven and may be now. Holes are disjoint, so the nearest open one below the
-# end tells whether there is one inside. A hole's fill may carry a time from before our look at it,
-# when it was committed after: hence the minute's grace.
+# end tells whether there is one inside; a kline without ids has to be looked at after every fill.
+# A fill may carry a time from before our look at it, when it was committed after: hence the
+# minute's grace.
 DUE = """
 SELECT a.symbol, a.open_time
 FROM trade_audits AS a
@@ -57,6 +59,12 @@ WHERE a.symbol = ANY($1::text[]) AND a.open_time < $2::timestamptz AND CASE
          ORDER BY g.first_id DESC LIMIT 1), false)
     WHEN a.reason = 'tail' AND a.last_id IS NOT NULL THEN a.last_id <= (
         SELECT c.last_id FROM trade_coverage AS c
+        WHERE c.symbol = a.symbol ORDER BY c.first_id DESC LIMIT 1)
+    WHEN a.reason = 'hole' THEN EXISTS (
+        SELECT FROM trade_gaps AS g
+        WHERE g.symbol = a.symbol AND g.filled_at > a.audited_at - interval '1 minute')
+    WHEN a.reason = 'tail' THEN a.open_time + interval '1 minute' <= (
+        SELECT c.last_time FROM trade_coverage AS c
         WHERE c.symbol = a.symbol ORDER BY c.first_id DESC LIMIT 1)
     ELSE a.state = 'mismatch' AND a.first_id IS NOT NULL AND (
         EXISTS (SELECT FROM trade_gaps AS g
