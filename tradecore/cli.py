@@ -20,7 +20,7 @@ _EXIT_CODES = f"""exit codes:
   {errors.EXIT_USAGE}    a wrong command line or setting
   {errors.EXIT_DATABASE}    the database cannot be used: DSN, rights, schema version
   {errors.EXIT_DATA_DIR}    DATA_DIR cannot be used: another daemon has it, no room, damage
-  {errors.EXIT_DIFFERENCE}    `verify` found a difference
+  {errors.EXIT_DIFFERENCE}    `verify` finds a difference, `backfill` leaves a hole, `import` fails
   {errors.EXIT_VENUE}    the venue cannot be reached or refuses us
   130  stopped by SIGINT, 143 by SIGTERM (short commands)
 """
@@ -111,6 +111,28 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     migrate.add_argument("--check", action="store_true", help="only say what is pending")
     verify = add("verify", _verify, "recount the trades against the ledger")
     verify.add_argument("--symbol", help="only this one", metavar="SYMBOL")
+    backfill = add("backfill", _backfill, "fill holes from the venue, and history before the first")
+    backfill.add_argument(
+        "--symbol", action="append", default=[], help="only this one; may be repeated"
+    )
+    backfill.add_argument(
+        "--from",
+        dest="from_text",
+        metavar="TIME",
+        help="from here on, also before the first stored trade; a date or time (UTC), or 3d ago",
+    )
+    backfill.add_argument(
+        "--to", dest="to_text", metavar="TIME", help="up to here; without it up to now"
+    )
+    backfill.add_argument(
+        "--source",
+        choices=("auto", "rest", "dump"),
+        default="auto",
+        help="the venue's REST, its daily dumps, or whatever is cheaper (default)",
+    )
+    import_ = add("import", _import, "store the venue's dump files of trades")
+    import_.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders with them")
+    import_.add_argument("--symbol", help="of files whose names do not tell it")
     simulate = add("simulate", _simulate, "run a local exchange that speaks the venue's protocol")
     add("health", _health, "ask the running daemon whether it is ready (0) or not (1)")
 
@@ -168,6 +190,28 @@ def _verify(options: argparse.Namespace) -> int:
     from tradecore import commands
 
     return _until_signal(commands.verify(_settings(quiet=True), symbol=options.symbol))
+
+
+def _backfill(options: argparse.Namespace) -> int:
+    from tradecore import commands_backfill
+
+    return _until_signal(
+        commands_backfill.run(
+            _settings(quiet=True),
+            symbols=options.symbol,
+            from_text=options.from_text,
+            to_text=options.to_text,
+            source=options.source,
+        )
+    )
+
+
+def _import(options: argparse.Namespace) -> int:
+    from tradecore import commands_import
+
+    return _until_signal(
+        commands_import.run(_settings(quiet=True), options.paths, symbol=options.symbol)
+    )
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ async def open_database(
         if settings.database_url:
             dsn = settings.database_url.reveal()
         else:
-            dsn = await _start_embedded(settings, stack, make=make)
+            dsn = await start_embedded(settings, stack, make=make)
         connection = await connect(dsn)
         stack.push_async_callback(connection.close, timeout=5)
         try:
@@ -50,7 +50,11 @@ async def open_database(
             raise StoreError(f"the database broke off: {error}; try again") from error
 
 
-async def _start_embedded(settings: Settings, stack: AsyncExitStack, *, make: bool) -> str:
+async def start_embedded(settings: Settings, stack: AsyncExitStack, *, make: bool) -> str:
+    """Return the DSN of the embedded database; what is started ends with `stack`.
+
+    Raises StoreError or DataDirError.
+    """
     from tradecore.datadir import DataDir
     from tradecore.store.embedded import EmbeddedPostgres
 
@@ -110,15 +114,15 @@ async def verify(settings: Settings, *, symbol: str | None) -> int:
         _print_report(report)
     else:
         for difference in report.differences:
-            _print_json("difference", asdict(difference))
+            print_json("difference", asdict(difference))
         for hole in report.holes:
-            _print_json("hole", asdict(hole))
+            print_json("hole", asdict(hole))
         counts = {
             name: getattr(report, name)
             for name in ("symbols", "ranges", "rows", "expected_rows", "difference_count")
         }
         counts |= {"holes": len(report.open_holes), "absent": len(report.absent_holes)}
-        _print_json("verified", counts)
+        print_json("verified", counts)
     report.raise_if_different()
     return EXIT_OK
 
@@ -157,7 +161,7 @@ class _Progress:
             self._bar.refresh()
         elif clock.mono_ns() >= self._next_ns:
             self._next_ns = clock.mono_ns() + int(PROGRESS_S * 1e9)
-            _print_json("progress", {"counted": counted, "expected": expected})
+            print_json("progress", {"counted": counted, "expected": expected})
 
 
 def _print_report(report: "VerifyReport") -> None:
@@ -177,7 +181,8 @@ def _print_report(report: "VerifyReport") -> None:
     )
 
 
-def _print_json(event: str, fields: Mapping[str, Any]) -> None:
+def print_json(event: str, fields: Mapping[str, Any]) -> None:
+    """Print one line for a program to read."""
     sys.stdout.write(orjson.dumps({"event": event, **fields}).decode() + "\n")
     sys.stdout.flush()
 

@@ -1,0 +1,281 @@
+"""Holes filled from a simulated exchange into a real database, held against the market."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fill_desk import desk, running, today_us, until
+
+from tradecore.store.holes import OpenHole
+
+BTC, ETH = "BTCUSDT", "ETHUSDT"
+
+
+async def test_holes_are_filled_and_stay_one_row_each(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first + 9), (first + 4000, first + 4099))
+        await d.capture(BTC, (first + 4110, first + 4110))
+        other = d.market.first_id(ETH)
+        await d.capture(ETH, (other, other), (other + 1500, other + 1500))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, first, first + 4110))
+            await until(lambda: d.whole(ETH, other, other + 1500))
+            await until(lambda: backfill.stats.holes_filled == 3)
+        await d.prove(BTC, first, first + 4110)
+        await d.prove(ETH, other, other + 1500)
+        assert await d.gaps(BTC) == [
+            (first + 10, first + 3999, "filled", "rest"),
+            (first + 4100, first + 4109, "filled", "rest"),
+        ]
+        assert await d.gaps(ETH) == [(other + 1, other + 1499, "filled", "rest")]
+        assert backfill.stats.filled == {"rest": 3990 + 10 + 1499, "dump": 0}
+        assert d.client.requests["historicalTrades", "200"] == 4 + 1 + 2
+
+
+async def test_a_hole_shrinks_from_above(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first), (first + 5000, first + 5000))
+        steps: list[list[OpenHole]] = []
+        backfill = d.backfill()
+        left: set[tuple[int, int]] = set()
+
+        async def look() -> bool:
+            holes = await d.store.open_holes()
+            left.update((hole.first_id, hole.last_id) for hole in holes)
+            assert len(holes) <= 1
+            steps.append(holes)
+            return not holes
+
+        async with running(backfill):
+            await until(look)
+        assert {begin for begin, _ in left} == {first + 1}
+        assert len(left) > 1, "it was seen while it shrank"
+
+
+async def test_fresh_ids_come_from_memory_while_the_database_lags(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """What historicalTrades does not have yet the newest trades do."""
+    async with desk(migrated_database, tmp_path, rest_lag=3600) as d:
+        newest = await _newest(d, BTC)
+        await d.capture(BTC, (newest - 300, newest - 200), (newest - 100, newest))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, newest - 300, newest))
+        assert d.client.requests["historicalTrades", "200"] == 0
+        await d.prove(BTC, newest - 300, newest)
+
+
+async def _newest(d: object, symbol: str) -> int:
+    day = await d.exchange.get("/api/v3/ticker/24hr", symbol=symbol)  # type: ignore[attr-defined]
+    return int(day["lastId"])
+
+
+async def test_a_lagging_database_is_waited_for(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, rest_lag=3, rate=2000, epoch=-60) as d:
+        newest = await _newest(d, BTC)
+        await d.capture(BTC, (newest - 3000, newest - 2500), (newest, newest))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, newest - 3000, newest))
+        assert backfill.stats.retries["lag"] > 0
+        await d.prove(BTC, newest - 3000, newest)
+
+
+async def test_others_may_fill_it_first(migrated_database: str, tmp_path: Path) -> None:
+    """A hole that the feed fills within its grace costs no request."""
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        backfill = d.backfill(grace=lambda _: 0.5)
+        async with running(backfill):
+            await d.capture(BTC, (first, first), (first + 9, first + 9))
+            backfill.wake([(BTC, first + 1, first + 8)])
+            await d.capture(BTC, (first + 1, first + 8))
+            await until(lambda: backfill.idle)
+        assert d.client.requests.total() == 0
+        assert backfill.stats.holes_filled == 0
+
+
+async def test_max_age(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, rate=30) as d:
+        first = d.market.first_id(BTC)
+        newest = await _newest(d, BTC)
+        middle = (first + newest) // 2
+        await d.capture(BTC, (first, first), (first + 100, first + 100), (newest, newest))
+        age_s = 200.0
+        backfill = d.backfill(max_age_s=age_s)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, newest - 1000, newest))
+            await until(lambda: backfill.idle)
+        (lower, upper) = sorted(await d.store.open_holes(), key=lambda hole: hole.first_id)
+        assert lower[1:3] == (first + 1, first + 99), "wholly older: for the command"
+        assert upper.first_id == first + 101
+        assert middle < upper.last_id < newest - 1000, "newest pages first, until they are too old"
+
+
+async def test_zero_age_asks_nothing(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first), (first + 9, first + 9))
+        backfill = d.backfill(max_age_s=0)
+        async with running(backfill):
+            backfill.wake([(BTC, first + 1, first + 8)])
+            backfill.reach(BTC, first + 20)
+            assert backfill.idle
+
+
+async def test_reach(migrated_database: str, tmp_path: Path) -> None:
+    """The page at the venue's end opens the hole below it with its cause, and that is filled."""
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first + 10))
+        newest = await _newest(d, BTC)
+        assert newest > first + 3000
+        backfill = d.backfill()
+        async with running(backfill):
+            backfill.reach(BTC, newest, "restart")
+            backfill.reach(ETH, 10**12)  # nothing of it is stored: no history to reach from
+            await until(lambda: d.whole(BTC, first, newest))
+            await until(lambda: backfill.idle)
+        await d.prove(BTC, first, newest)
+        assert await d.conn.fetchval("SELECT cause FROM trade_gaps WHERE symbol = $1", BTC) == (
+            "restart"
+        )
+        assert ETH not in await d.store.bounds()
+
+
+async def test_pause(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first), (first + 9, first + 9))
+        paused = [True]
+        looked = []
+        backfill = d.backfill(paused=lambda: looked.append(1) or paused[0])
+        async with running(backfill):
+            await until(lambda: len(looked) > 4)
+            assert d.client.requests.total() == 0
+            paused[0] = False
+            await until(lambda: d.whole(BTC, first, first + 9))
+
+
+async def test_errors_of_the_venue_are_passed(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, rest_error_every=2) as d:
+        first = d.market.first_id(BTC)
+        await d.capture(BTC, (first, first), (first + 3001, first + 3001))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, first, first + 3001))
+        assert d.client.requests["historicalTrades", "503"] > 0
+        await d.prove(BTC, first, first + 3001)
+
+
+async def test_a_delisted_symbol_blocks_nobody(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, strict_symbols=True) as d:
+        gone, first = d.market.first_id("GONEUSDT"), d.market.first_id(BTC)
+        await d.capture("GONEUSDT", (gone, gone), (gone + 50, gone + 50))
+        await d.capture(BTC, (first, first), (first + 50, first + 50))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, first, first + 50))
+            await until(lambda: backfill.stats.retries["refused"] > 0)
+        (hole,) = await d.store.open_holes()
+        assert hole.symbol == "GONEUSDT"
+
+
+async def test_what_the_venue_does_not_have_is_closed_as_absent(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """Alone, in a row, at both ends of a hole, and inside a page: with the evidence."""
+    absent = [f"{BTC}=1010-1012", f"{BTC}=1050-1050", f"{BTC}=2000-4500", f"{BTC}=5099-5099"]
+    async with desk(migrated_database, tmp_path, first_id=1000, absent=absent) as d:
+        await d.capture(BTC, (1000, 1009), (1013, 1020), (5100, 5110))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.closed(BTC))
+        await d.prove(BTC, 1000, 5110)
+        rows = await d.gaps(BTC)
+        closed = [row[:2] for row in rows if row[2] == "absent"]
+        assert closed == [(1010, 1012), (1050, 1050), (2000, 4500), (5099, 5099)]
+        assert backfill.stats.holes_absent == 4
+        assert backfill.stats.ids_absent == 3 + 1 + 2501 + 1
+        for first_id, last_id, evidence in await d.conn.fetch(
+            "SELECT first_id, last_id, evidence::text FROM trade_gaps WHERE state = 'absent'"
+        ):
+            told = json.loads(evidence)
+            assert told["source"] == "rest"
+            assert (told["id_below"], told["id_above"]) == (first_id - 1, last_id + 1)
+            first, second = (datetime.fromisoformat(one["asked_at"]) for one in told["replies"])
+            assert (second - first).total_seconds() >= 0.3
+
+
+async def test_many_absent_ids(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000, absent_every=100) as d:
+        assert d.market.has(BTC, 1001)
+        assert d.market.has(BTC, 3001)
+        await d.capture(BTC, (1001, 1001), (3001, 3001))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.closed(BTC))
+        await d.prove(BTC, 1001, 3001)
+        assert backfill.stats.ids_absent == 2000 - d.market.count(BTC, 1002, 3002)
+
+
+DAYS = {"epoch": -3 * 86_400, "rate": 0.2, "first_id": 1000}
+"""An exchange three days old, with some thousand trades of BTCUSDT a day."""
+
+
+async def test_dumps_have_what_rest_has_no_longer(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS) as d:
+        last = d.market.next_id(BTC, today_us() - 3_600_000_000)
+        await d.capture(BTC, (1000, 1100), (1200, 1300), (last, last))
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, last))
+        await d.prove(BTC, 1000, last)
+        assert backfill.stats.filled["dump"] == last - 1000 - 101 - 101
+        assert not list((tmp_path / "dumps").iterdir()), "nothing is left in the folder"
+        assert {row[2:] for row in await d.gaps(BTC)} == {("filled", "dump")}
+
+
+async def test_absent_by_the_dump(migrated_database: str, tmp_path: Path) -> None:
+    options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: d.closed(BTC))
+        await d.prove(BTC, 1000, 1300)
+        evidence = json.loads(
+            await d.conn.fetchval("SELECT evidence::text FROM trade_gaps WHERE state = 'absent'")
+        )
+        assert evidence["source"] == "dump"
+        assert (evidence["id_below"], evidence["id_above"]) == (1109, 1120)
+        assert BTC in evidence["file"]
+        assert "nothing older" in evidence["rest"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [({"dump_broken_checksum": True}, "checksum"), ({"dump_until": "2020-01-01"}, "not there")],
+)
+async def test_a_hole_without_a_usable_dump_stays_open(
+    migrated_database: str, tmp_path: Path, fault: dict[str, Any], word: str
+) -> None:
+    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS, **fault) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        newest = await _newest(d, BTC)
+        await d.capture(BTC, (newest - 50, newest - 40), (newest, newest))
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, newest - 50, newest))
+            await until(lambda: any(word in one.why for one in backfill.stats.under_way))
+        holes = await d.store.open_holes()
+        assert {hole.first_id for hole in holes} == {1101, 1301}
+        assert backfill.stats.filled["dump"] == 0

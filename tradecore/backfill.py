@@ -1,0 +1,393 @@
+"""Back-fill: fetches what the ledger lacks, the newest holes first, a few symbols at a time.
+
+The daemon runs it for ever over the holes younger than BACKFILL_MAX_AGE; `tradecore backfill` runs
+it once over the holes that it names. Each turn of a hole is one step (see `fill_step`), and then
+the newest hole that is due gets the next one: no hole, however long or broken, keeps another
+waiting.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from tradecore import clock, fill_plan
+from tradecore.backoff import Backoff
+from tradecore.errors import TransientStoreError
+from tradecore.fill_step import Filler
+from tradecore.fill_work import (
+    FillPolicy,
+    FillStats,
+    Reach,
+    Step,
+    UnderWay,
+    Work,
+    WrongReplyError,
+)
+from tradecore.log import once_per
+from tradecore.rest.budget import RestError
+from tradecore.rest.client import RestClient
+from tradecore.store.holes import OpenHole
+from tradecore.store.ledger import Span
+from tradecore.store.store import Store
+
+__all__ = ["Backfill", "FillPolicy", "FillStats", "Work"]
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 0.5
+"""A fresh hole is left alone so long: the other line or a late frame may fill it."""
+
+MAX_HOLES = 2000
+"""Holes that are held in memory; the others are found again when these are done."""
+
+_MAX_REACHES = 4096
+_REACH_TRIES = 100
+_LOOK_AGAIN_S = 5.0
+_PAUSE_S = 0.5
+_BAD_REQUEST = 400
+
+# Of a run over given holes: what has not come by then is left and reported.
+_PATIENCE_S = 30.0
+_BAN_PATIENCE_S = 900.0
+_FRUITLESS = 15
+
+
+class Backfill:
+    """Fills holes; `run` it in the daemon, or `fill` given ones."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: RestClient,
+        policy: FillPolicy,
+        *,
+        grace: Callable[[str], float] = lambda _: GRACE_S,
+        paused: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[FillStats], None] = lambda _: None,
+    ) -> None:
+        """`grace` gives the seconds that a fresh hole of a symbol is left alone.
+
+        While `paused` says so no new step is begun. `on_progress` is called after each step.
+        """
+        self.stats = FillStats()
+        self._store = store
+        self._policy = policy
+        self._grace = grace
+        self._paused = paused
+        self._on_progress = on_progress
+        self._filler = Filler(store, client, policy, self.stats, lost_spans=self._lost_spans)
+        self._works: dict[tuple[str, int], Work] = {}
+        self._reaches: dict[str, Reach] = {}
+        self._busy: dict[str, Work | Reach] = {}
+        self._woken = asyncio.Event()
+        self._next_look_s = 0.0
+        self._venue_pause = Backoff(policy.lag_base_s, policy.lag_cap_s * 3)
+        self._venue_not_before_s = 0.0
+        self._left: list[Work] | None = None  # a run over given holes: those given up
+
+    # ---- the faces ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fill holes until cancelled."""
+        if self._policy.max_age_s <= 0:
+            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if _now_s() >= self._next_look_s:
+                    await self._look()
+                self._begin(group)
+                await self._wait()
+
+    async def fill(self, holes: Iterable[OpenHole]) -> list[Work]:
+        """Fill these holes, whatever their age; return those that are left, `why` says why."""
+        self._left = []
+        for hole in holes:
+            self._add_open(hole)
+        async with asyncio.TaskGroup() as group:
+            while self._works or self._busy:
+                self._begin(group)
+                await self._wait()
+        return self._left
+
+    def wake(self, holes: Iterable[tuple[str, int, int]]) -> None:
+        """Tell of holes that have just been opened: symbol, first id, last id."""
+        if self._policy.max_age_s <= 0:
+            return
+        now_us = clock.wall_ns() // 1000
+        for symbol, first_id, last_id in holes:
+            self._add(self._work(symbol, first_id, last_id, now_us, None, now_us))
+        self._woken.set()
+
+    def reach(self, symbol: str, last_id: int, cause: str = "disconnect") -> None:
+        """Fetch up to `last_id`, the venue's newest, of a symbol of which less is stored.
+
+        One page is stored; what it leaves out below is a hole then, with this cause. A symbol of
+        which nothing is stored is left alone.
+        """
+        if self._policy.max_age_s <= 0:
+            return
+        known = self._reaches.get(symbol)
+        if known is not None:
+            known.last_id = max(known.last_id, last_id)
+        elif len(self._reaches) < _MAX_REACHES:
+            now_us = clock.wall_ns() // 1000
+            lag, trouble = self._backoffs()
+            self._reaches[symbol] = Reach(symbol, last_id, cause, now_us, lag, trouble)
+        self._woken.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it knows of nothing to do."""
+        return not (self._works or self._reaches or self._busy)
+
+    # ---- which hole is next ------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Read the open holes; forget those that are open no longer."""
+        began_us = clock.wall_ns() // 1000
+        try:
+            holes = await self._store.open_holes(limit=MAX_HOLES)
+        except TransientStoreError as error:
+            self.stats.last_error = str(error)
+            self._next_look_s = _now_s() + _LOOK_AGAIN_S
+            return
+        self._next_look_s = _now_s() + self._policy.look_s * random.uniform(0.9, 1.1)
+        oldest_us = self._oldest_us()
+        seen = set()
+        for hole in holes:
+            if hole.above_us >= oldest_us:
+                seen.add((hole.symbol, hole.first_id))
+                self._add_open(hole)
+        busy = {work.key for work in self._busy.values()}
+        for key, work in list(self._works.items()):
+            if key not in seen | busy and work.since_us < began_us:
+                del self._works[key]
+
+    def _begin(self, group: asyncio.TaskGroup) -> None:
+        """Begin the steps that are due, the newest first, one a symbol."""
+        now_s = _now_s()
+        if self._paused() or now_s < self._venue_not_before_s:
+            return
+        due: list[Work | Reach] = [
+            work
+            for work in self._all()
+            if work.not_before_s <= now_s and work.symbol not in self._busy
+        ]
+        due.sort(key=lambda work: work.above_us, reverse=True)
+        for work in due:
+            if len(self._busy) >= self._policy.workers:
+                return
+            if work.symbol in self._busy or self._is_fresh(work, now_s):
+                continue
+            self._busy[work.symbol] = work
+            group.create_task(self._turn(work), name=f"fill {work}")
+
+    def _is_fresh(self, work: Work | Reach, now_s: float) -> bool:
+        """Tell whether the work still has its grace; its next turn is then at the end of that."""
+        if self._left is not None or (isinstance(work, Work) and work.requests):
+            return False
+        age_s = (clock.wall_ns() // 1000 - work.since_us) / 1e6
+        wait_s = self._grace(work.symbol) - age_s
+        # A clock that stepped back makes an age negative.
+        if wait_s <= 0 or age_s < 0:
+            return False
+        work.not_before_s = now_s + wait_s
+        return True
+
+    async def _wait(self) -> None:
+        """Wait for the end of a step, for a new hole, or for the next thing that is due."""
+        now_s = _now_s()
+        times = [work.not_before_s for work in self._all() if work.symbol not in self._busy]
+        full = len(self._busy) >= self._policy.workers
+        wait_s = 60.0 if full or not times else max(min(times), self._venue_not_before_s) - now_s
+        if self._left is None:
+            wait_s = min(wait_s, self._next_look_s - now_s)
+        if self._paused():
+            wait_s = max(wait_s, _PAUSE_S)
+        try:
+            async with asyncio.timeout(max(wait_s, 0.0)):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+    # ---- one turn ----------------------------------------------------------------------------
+
+    async def _turn(self, work: Work | Reach) -> None:
+        try:
+            step = await self._attempt(work)
+        finally:
+            del self._busy[work.symbol]
+            self._woken.set()
+        work.not_before_s = _now_s() + step.delay_s
+        if isinstance(work, Reach):
+            if step.pieces is not None or work.fruitless > _REACH_TRIES:
+                self._reaches.pop(work.symbol, None)
+        else:
+            self._settle(work, step)
+        self.stats.under_way = self._under_way()
+        self._on_progress(self.stats)
+
+    async def _attempt(self, work: Work | Reach) -> Step:
+        """Make a step; an error becomes a delay."""
+        try:
+            if isinstance(work, Work):
+                step = await self._filler.step(work)
+            else:
+                step, opened = await self._filler.reach(work)
+                self.wake(opened)
+        except RestError as error:
+            return self._venue_failed(work, error)
+        except TransientStoreError as error:
+            return self._failed(work, "database", error)
+        except WrongReplyError as error:
+            return self._failed(work, "broken", error)
+        self._venue_pause.reset()
+        return step
+
+    def _failed(self, work: Work | Reach, reason: str, error: Exception) -> Step:
+        self.stats.retries[reason] += 1
+        self.stats.last_error = work.why = str(error)
+        once_per(log, (reason, work.symbol)).warning(
+            "a request for missing trades failed and is made again",
+            extra={"hole": str(work), "reason": reason, "error": str(error)},
+        )
+        return Step(max(work.trouble.next_delay_s(), self._policy.lag_base_s))
+
+    def _venue_failed(self, work: Work | Reach, error: RestError) -> Step:
+        if error.kind in ("banned", "limited"):
+            self.stats.retries[error.kind] += 1
+            self.stats.last_error = work.why = str(error)
+            return Step(max(error.retry_after_s, 1.0))
+        step = self._failed(work, error.kind, error)
+        if error.kind == "refused" and error.status == _BAD_REQUEST:
+            # The symbol is not listed any more, mostly. The dumps may still have it.
+            if isinstance(work, Reach):
+                return Step(pieces=[])
+            work.lost = str(error)
+            return Step()
+        if error.kind != "broken":
+            # It is the host, not the hole: all wait.
+            pause_s = max(self._venue_pause.next_delay_s(), self._policy.lag_base_s)
+            self._venue_not_before_s = _now_s() + pause_s
+            return Step(max(step.delay_s, error.retry_after_s))
+        return step
+
+    def _settle(self, work: Work, step: Step) -> None:
+        """Note what has become of the hole."""
+        if step.absent:
+            for other in [one for one in self._works.values() if one.symbol == work.symbol]:
+                left = fill_plan.missing(other.span, step.absent)
+                if left != [other.span]:
+                    self._replace(other, left)
+        elif step.pieces is not None:
+            if not step.pieces and work.filled:
+                self.stats.holes_filled += 1
+            self._replace(work, step.pieces)
+        elif self._left is not None and self._is_vain(work, step.delay_s):
+            self._works.pop(work.key, None)
+            self._left.append(work)
+        elif work.above_us < self._oldest_us():
+            self._works.pop(work.key, None)
+
+    def _replace(self, work: Work, pieces: Iterable[Span]) -> None:
+        """Put what is left of a hole in its place."""
+        self._works.pop(work.key, None)
+        for piece in pieces:
+            lag, trouble = self._backoffs()
+            part = replace(
+                work,
+                first_id=piece.first_id,
+                last_id=piece.last_id,
+                lag=lag,
+                trouble=trouble,
+                filled=work.filled if piece.first_id == work.first_id else 0,
+                days=None if work.days is None else [*work.days],
+            )
+            self._add(part)
+
+    def _is_vain(self, work: Work, delay_s: float) -> bool:
+        banned = self.stats.retries["banned"] + self.stats.retries["limited"]
+        patience_s = _BAN_PATIENCE_S if banned and not work.lost else _PATIENCE_S
+        return delay_s > patience_s or work.fruitless >= _FRUITLESS or work.trouble.attempts > 8
+
+    # ---- the table of holes ------------------------------------------------------------------
+
+    def _all(self) -> Iterator[Work | Reach]:
+        yield from self._reaches.values()
+        yield from self._works.values()
+
+    def _work(
+        self,
+        symbol: str,
+        first_id: int,
+        last_id: int,
+        above_us: int,
+        below_us: int | None,
+        since_us: int,
+    ) -> Work:
+        return Work(symbol, first_id, last_id, above_us, below_us, since_us, *self._backoffs())
+
+    def _add_open(self, hole: OpenHole) -> None:
+        known = self._works.get((hole.symbol, hole.first_id))
+        if known is None:
+            self._add(
+                self._work(
+                    hole.symbol,
+                    hole.first_id,
+                    hole.last_id,
+                    hole.above_us,
+                    hole.below_us,
+                    hole.detected_us,
+                )
+            )
+        elif hole.symbol not in self._busy:
+            known.last_id, known.above_us = hole.last_id, hole.above_us
+            known.below_us = hole.below_us
+
+    def _add(self, work: Work) -> None:
+        if work.key in self._works:
+            return
+        if self._left is None and len(self._works) >= MAX_HOLES:
+            # The newest matter most; the next look finds the others.
+            oldest = min(self._works.values(), key=lambda one: one.above_us)
+            if oldest.above_us >= work.above_us or oldest.symbol in self._busy:
+                return
+            del self._works[oldest.key]
+        self._works[work.key] = work
+        if work.below_us is None:
+            self._next_look_s = min(self._next_look_s, _now_s() + _LOOK_AGAIN_S)
+
+    def _lost_spans(self, symbol: str) -> list[Span]:
+        return [work.span for work in self._works.values() if work.symbol == symbol and work.lost]
+
+    def _under_way(self) -> tuple[UnderWay, ...]:
+        begun = (
+            work
+            for work in self._works.values()
+            if work.symbol in self._busy or work.filled or work.requests
+        )
+        return tuple(
+            UnderWay(work.symbol, work.first_id, work.last_id, work.filled, work.why)
+            for work in sorted(begun, key=lambda one: one.above_us, reverse=True)[:20]
+        )
+
+    def _oldest_us(self) -> int:
+        """Return the time from which on trades are fetched."""
+        if self._left is not None or self._policy.max_age_s == float("inf"):
+            return -(2**62)
+        return clock.wall_ns() // 1000 - int(self._policy.max_age_s * 1e6)
+
+    def _backoffs(self) -> tuple[Backoff, Backoff]:
+        """Return the delays for a database that lags, and for errors."""
+        policy = self._policy
+        return (
+            Backoff(policy.lag_base_s, policy.lag_cap_s),
+            Backoff(policy.trouble_base_s, policy.trouble_cap_s),
+        )
+
+
+def _now_s() -> float:
+    return clock.mono_ns() / 1e9

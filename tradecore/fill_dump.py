@@ -1,0 +1,95 @@
+"""Fills holes from the venue's daily dumps, when REST no longer has the trades."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tradecore import fill_plan
+from tradecore.errors import DataDirError
+from tradecore.fill_plan import Jump
+from tradecore.rest import dump
+from tradecore.rest.budget import RestError
+from tradecore.store.ledger import Span
+from tradecore.store.sink import WriteResult
+
+Rows = npt.NDArray[Any]
+
+DumpTrouble = (RestError, dump.DumpError, DataDirError)
+"""What fetching and reading a dump raises: not to be had, not as it should be, no room for it."""
+
+
+class DumpRead(NamedTuple):
+    """What one dump had of some holes."""
+
+    name: str
+    stored: int
+    jumps: tuple[Jump, ...]
+    """Ids of the holes that the dump passes over."""
+
+
+class Dumps:
+    """Fetches and reads dumps, one at a time: each may have hundreds of megabytes."""
+
+    def __init__(
+        self,
+        base_url: str,
+        folder: Path,
+        write: Callable[[str, Rows, str], Awaitable[WriteResult]],
+    ) -> None:
+        self._base_url = base_url
+        self._folder = folder
+        self._write = write
+        self._turn = asyncio.Lock()
+
+    async def read(self, symbol: str, day: date, spans: Sequence[Span]) -> DumpRead | None:
+        """Store what the dump of a day has of `spans`, which ascend; None when it is not there.
+
+        Raises one of DumpTrouble, and TransientStoreError while the database is away.
+        """
+        async with self.fetched(symbol, day) as path:
+            return None if path is None else await self._read(path, symbol, spans)
+
+    @asynccontextmanager
+    async def fetched(self, symbol: str, day: date) -> AsyncIterator[Path | None]:
+        """Fetch the dump of a day for the block; None when it is not there."""
+        async with self._turn:
+            await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+            path = await dump.fetch_day(self._base_url, symbol, day, self._folder)
+            try:
+                yield path
+            finally:
+                if path is not None:
+                    with suppress(FileNotFoundError):
+                        path.unlink()
+
+    async def _read(self, path: Path, symbol: str, spans: Sequence[Span]) -> DumpRead:
+        stored, jumps = 0, []
+        before: list[int] = []  # the last id of the block before
+        async for rows in blocks(path, symbol, proven=True):
+            ids = rows["trade_id"]
+            joined = np.concatenate((before, ids)) if before else ids
+            jumps += [jump for span in spans for jump in fill_plan.jumps(joined, span)]
+            chosen = fill_plan.select(ids, spans)
+            if chosen.any():
+                stored += (await self._write(symbol, rows[chosen], "dump")).stored
+            before = [int(ids[-1])]
+            if before[0] > spans[-1].last_id:
+                break
+        return DumpRead(path.name, stored, tuple(jumps))
+
+
+async def blocks(path: Path, symbol: str, *, proven: bool = False) -> AsyncIterator[Rows]:
+    """Read a dump block by block in a thread, so that the loop goes on. Raises DumpError.
+
+    `proven`: its checksum has been compared already.
+    """
+    source = dump.read_dump(path, symbol, proven=proven)
+    while (rows := await asyncio.to_thread(next, source, None)) is not None:
+        if len(rows):
+            yield rows

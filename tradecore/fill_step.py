@@ -1,0 +1,351 @@
+"""One step of filling one hole: a request, what it tells, and what is written because of it.
+
+A step asks the ledger first what is still missing: another host, the other line or a late frame
+may have brought it. Then, as far as that goes:
+
+    newest    for holes among the newest 1,000 ids, once: this comes from the venue's memory
+    page      the highest 1,000 ids of the hole, again and again; the hole shrinks from above
+    probe     a page that had nothing of the hole: does the venue serve the trade below it?
+    dump      it does not, so REST no longer has the ids: the daily dumps of the days in between
+    confirm   it does, and passes over the ids: the same again some seconds later, since the
+              venue's database may lag; then the hole is closed as absent
+
+Which hole is next and what happens after an error is decided in `backfill`.
+"""
+
+import logging
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from tradecore import clock, fill_plan
+from tradecore.fill_dump import Dumps, DumpTrouble
+from tradecore.fill_plan import Asked, Jump, Told
+from tradecore.fill_work import FillPolicy, FillStats, Reach, Step, Work, WrongReplyError
+from tradecore.fill_write import Writer
+from tradecore.rest import trades
+from tradecore.rest.client import RestClient
+from tradecore.store.ledger import HoleId, Span
+from tradecore.store.store import Store
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[Any]
+
+_MAX_SUSPECTS = 10_000
+_MAX_LAG_US = 10_000_000
+_PATIENT_AFTER = 30  # replies without a trade, after which the venue is asked more seldom
+_HOURLY_AFTER = 100
+_HOUR_S = 3600.0
+_DUMP_CAP_S = 6 * _HOUR_S
+
+
+class _Suspect(NamedTuple):
+    """Ids that one reply of the venue passed over."""
+
+    sighting: dict[str, Any]
+    due_s: float
+    """Monotonic clock from which on it may be asked for the second reply."""
+
+
+class Filler:
+    """Makes the steps; its tables hold what was learnt from one to the next."""
+
+    def __init__(
+        self,
+        store: Store,
+        client: RestClient,
+        policy: FillPolicy,
+        stats: FillStats,
+        *,
+        lost_spans: Callable[[str], list[Span]],
+    ) -> None:
+        """`lost_spans` gives all holes of a symbol that only a dump can fill."""
+        self._store = store
+        self._client = client
+        self._policy = policy
+        self._stats = stats
+        self._lost_spans = lost_spans
+        self._write = Writer(store, stats.retries)
+        self._suspects: dict[tuple[str, int, int], _Suspect] = {}
+        self._lag_us = 0
+        self._dumps = Dumps(policy.dump_url, policy.folder, self._write)
+
+    # ---- a hole ------------------------------------------------------------------------------
+
+    async def step(self, work: Work) -> Step:
+        """Make one step. Raises TransientStoreError, RestError, WrongReplyError."""
+        pieces = fill_plan.missing(work.span, await self._store.covered(work.symbol, *work.span))
+        if len(pieces) != 1 or pieces[0].first_id != work.first_id:
+            return Step(pieces=pieces)
+        work.last_id = pieces[0].last_id
+        if (suspect := self._suspects.get((work.symbol, *work.span))) is not None:
+            wait_s = suspect.due_s - clock.mono_ns() / 1e9
+            if wait_s > 0:
+                work.why = "the venue passed over these ids, which is asked again"
+                return Step(wait_s)
+            return await self._confirm(work, suspect)
+        if work.lost or self._policy.source == "dump":
+            return await self._from_dump(work)
+        if (wait_us := work.above_us + self._lag_us - clock.wall_ns() // 1000) > 0:
+            # Others have seen that the database lags so much; memory does not.
+            if not await self._try_newest(work):
+                return Step(wait_us / 1e6)
+            return Step()
+        if await self._try_newest(work):
+            return Step()
+        if work.probing:
+            return await self._probe(work)
+        return await self._page(work)
+
+    async def _try_newest(self, work: Work) -> bool:
+        """Take what the venue's memory has of the hole, once; tell whether that was anything."""
+        if work.tried_newest:
+            return False
+        work.tried_newest = True
+        bounds = (await self._store.bounds(work.symbol)).get(work.symbol)
+        if bounds is None or bounds.last_id - work.first_id >= fill_plan.PAGE_ROWS:
+            return False
+        page = await trades.newest(self._client, work.symbol)
+        ids = page.rows["trade_id"]
+        if len(ids) == 0:
+            return False
+        return await self._take(work, page.rows, Asked(int(ids[0]), fill_plan.PAGE_ROWS)) > 0
+
+    async def _page(self, work: Work) -> Step:
+        asked = fill_plan.page_from_above(work.span)
+        rows = await self._ask(work, asked)
+        told = self._judge(work, rows, asked)
+        stored = await self._take(work, rows, asked)
+        if told.ends_early:
+            return self._lags(work)
+        self._caught_up(work)
+        if told.inside and not stored:
+            return self._refused_by_database(work)
+        work.probing = not told.inside
+        return Step()
+
+    async def _probe(self, work: Work) -> Step:
+        asked = await self._below(work)
+        rows = await self._ask(work, asked)
+        told = self._judge(work, rows, asked)
+        stored = await self._take(work, rows, asked)
+        if told.inside and not stored:
+            return self._refused_by_database(work)
+        if len(rows) == 0 or (told.ends_early and not told.inside):
+            return self._lags(work)
+        work.probing = False
+        if not told.has_below and not told.inside:
+            work.lost = _lost(rows)
+        return Step()
+
+    async def _below(self, work: Work) -> Asked:
+        """Return the probe of a hole, from a trade that the venue is known to have had."""
+        below = work.first_id - 1
+        known = await self._store.covered(work.symbol, below, below)
+        return fill_plan.probe_from_below(work.span, wide=not known)
+
+    async def _confirm(self, work: Work, suspect: _Suspect) -> Step:
+        """Ask for the second time about ids that a reply passed over."""
+        asked = await self._below(work)
+        rows = await self._ask(work, asked)
+        told = self._judge(work, rows, asked)
+        if told.ends_early and not told.inside:
+            return self._lags(work)
+        self._suspects.pop((work.symbol, *work.span))
+        if told.inside:
+            await self._take(work, rows, asked)
+            return Step()
+        if not told.has_below:
+            work.lost = _lost(rows)
+            return Step()
+        (jump,) = told.jumps
+        second = _sighting(asked, jump)
+        await self._close_absent(
+            work.symbol,
+            jump,
+            {"source": "rest", **second, "replies": [suspect.sighting, second]},
+        )
+        return Step(pieces=[])
+
+    async def _ask(self, work: Work, asked: Asked) -> Rows:
+        work.requests += 1
+        work.fruitless += 1
+        page = await trades.historical(self._client, work.symbol, asked.from_id, asked.limit)
+        return page.rows
+
+    def _judge(self, work: Work, rows: Rows, asked: Asked) -> Told:
+        try:
+            return fill_plan.judge(rows["trade_id"], work.span, asked)
+        except ValueError as error:
+            raise WrongReplyError(
+                f"the venue's reply for {work.symbol} from {asked.from_id} is not usable: {error}"
+            ) from None
+
+    async def _take(self, work: Work, rows: Rows, asked: Asked) -> int:
+        """Store the rows of the hole and note what they pass over; return how many are new."""
+        told = self._judge(work, rows, asked)
+        stored = 0
+        if told.inside:
+            stored = await self._store_rows(work, rows[told.low : told.high], "rest")
+            work.above_us = min(work.above_us, int(rows["trade_us"][told.low]))
+        for jump in told.jumps:
+            self._suspect(work.symbol, jump, asked)
+        return stored
+
+    async def _store_rows(self, work: Work, rows: Rows, source: str) -> int:
+        result = await self._write(work.symbol, rows, source)
+        self._stats.filled[source] += result.stored
+        work.filled += result.stored
+        done = result.stored + result.duplicate
+        if done:
+            work.fruitless = 0
+            work.lag.reset()
+            work.trouble.reset()
+        return done
+
+    def _suspect(self, symbol: str, jump: Jump, asked: Asked) -> None:
+        key = symbol, jump.first_id, jump.last_id
+        if key not in self._suspects:
+            while len(self._suspects) >= _MAX_SUSPECTS:
+                self._suspects.pop(next(iter(self._suspects)))
+            due_s = clock.mono_ns() / 1e9 + self._policy.confirm_s
+            self._suspects[key] = _Suspect(_sighting(asked, jump), due_s)
+
+    async def _close_absent(self, symbol: str, jump: Jump, evidence: dict[str, Any]) -> None:
+        closed = await self._store.close_absent(symbol, jump.first_id, jump.last_id, evidence)
+        if closed:
+            self._stats.holes_absent += 1
+            self._stats.ids_absent += closed
+            log.info(
+                "the venue has no such trades; the hole is closed as absent",
+                extra={
+                    "symbol": symbol,
+                    "first_id": jump.first_id,
+                    "last_id": jump.last_id,
+                    "source": evidence["source"],
+                },
+            )
+
+    def _lags(self, work: Work | Reach) -> Step:
+        """The venue's database has not got there yet: wait, longer each time."""
+        self._stats.retries["lag"] += 1
+        if isinstance(work, Work):
+            age_us = clock.wall_ns() // 1000 - work.above_us
+            self._lag_us = min(max(self._lag_us, age_us), _MAX_LAG_US)
+        work.why = "the venue's database does not have these trades yet"
+        delay_s = max(work.lag.next_delay_s(), self._policy.lag_base_s / 2)
+        if work.fruitless >= _PATIENT_AFTER:
+            delay_s = delay_s * 12 if work.fruitless < _HOURLY_AFTER else _HOUR_S
+        return Step(delay_s)
+
+    def _caught_up(self, work: Work) -> None:
+        self._lag_us = min(self._lag_us, max(0, clock.wall_ns() // 1000 - work.above_us))
+
+    def _refused_by_database(self, work: Work) -> Step:
+        work.why = "the database refuses these trades: see dead_letters"
+        return Step(_HOUR_S)
+
+    # ---- from the dumps ----------------------------------------------------------------------
+
+    async def _from_dump(self, work: Work) -> Step:
+        """Read one day's dump for the hole and all holes like it; the newest day first."""
+        if self._policy.source == "rest" or work.below_us is None:
+            work.why = work.lost or "its times are not known yet"
+            return Step(_HOUR_S if work.lost else self._policy.trouble_base_s)
+        if work.days is None:
+            work.days = fill_plan.days_between(work.below_us, work.above_us)[::-1]
+            work.missing_dumps = 0
+        if not work.days:
+            work.days = None
+            work.dump_rounds += 1
+            work.lost = ""  # ask REST again too: it may have been mistaken
+            return Step(self._dump_delay_s(work))
+        day = work.days[-1]
+        if not fill_plan.is_over(day, clock.wall_ns() // 1000):
+            work.days.pop()
+            work.missing_dumps += 1
+            work.why = _and(work.lost, f"the dump of {day} comes when that day is over")
+            return Step()
+        spans = sorted({work.span, *self._lost_spans(work.symbol)})
+        try:
+            read = await self._dumps.read(work.symbol, day, spans)
+        except DumpTrouble as error:
+            work.days.pop()
+            work.missing_dumps += 1
+            self._stats.last_error = str(error)
+            self._stats.retries["dump"] += 1
+            work.why = _and(work.lost, str(error))
+            log.warning(
+                "a daily dump is not to be had and is asked for later",
+                extra={"symbol": work.symbol, "day": str(day), "error": str(error)},
+            )
+            return Step()
+        work.days.pop()
+        if read is None:
+            work.missing_dumps += 1
+            work.why = _and(work.lost, f"the dump of {day} is not there (yet)")
+            return Step()
+        self._stats.filled["dump"] += read.stored
+        work.filled += read.stored
+        if not work.missing_dumps:
+            work.why = _and(work.lost, f"the dump of {day} does not have them")
+        if not work.lost:
+            return Step()  # REST was not asked: the dump alone proves nothing
+        for jump in read.jumps:
+            evidence = _sighting(None, jump) | {"source": "dump", "file": read.name}
+            await self._close_absent(work.symbol, jump, evidence | {"rest": work.lost})
+        return Step(absent=tuple(Span(jump.first_id, jump.last_id) for jump in read.jumps))
+
+    def _dump_delay_s(self, work: Work) -> float:
+        """Dumps appear during the next day, and bad ones are replaced days later."""
+        longer: float = min(self._policy.dump_retry_s * 2**work.dump_rounds, _DUMP_CAP_S)
+        return longer * random.uniform(0.75, 1.0)
+
+    # ---- above the highest stored trade ------------------------------------------------------
+
+    async def reach(self, reach: Reach) -> tuple[Step, tuple[HoleId, ...]]:
+        """Store the page that ends at the venue's newest trade; return the hole that this opens."""
+        bounds = (await self._store.bounds(reach.symbol)).get(reach.symbol)
+        if bounds is None or bounds.last_id >= reach.last_id:
+            return Step(pieces=[]), ()
+        above = Span(bounds.last_id + 1, reach.last_id)
+        reach.fruitless += 1
+        if not reach.tried_newest:
+            reach.tried_newest = True
+            page = await trades.newest(self._client, reach.symbol)
+        else:
+            asked = fill_plan.page_from_above(above)
+            page = await trades.historical(self._client, reach.symbol, *asked)
+        low, high = page.rows["trade_id"].searchsorted((above.first_id, above.last_id + 1))
+        rows = page.rows[low:high]
+        if len(rows) == 0:
+            return self._lags(reach), ()
+        result = await self._write(reach.symbol, rows, "rest", reach.cause)
+        self._stats.filled["rest"] += result.stored
+        return Step(), result.opened
+
+
+def _lost(rows: Rows) -> str:
+    return f"the venue's REST has nothing older than {int(rows['trade_id'][0])}"
+
+
+def _sighting(asked: Asked | None, jump: Jump) -> dict[str, Any]:
+    """Return what a reply has shown, as it is kept in the ledger."""
+    return {
+        **({"from_id": asked.from_id, "limit": asked.limit} if asked else {}),
+        "id_below": jump.id_below,
+        "id_above": jump.id_above,
+        "asked_at": _iso(clock.wall_ns()),
+    }
+
+
+def _and(first: str, second: str) -> str:
+    return f"{first}; {second}" if first else second
+
+
+def _iso(wall_ns: int) -> str:
+    return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")

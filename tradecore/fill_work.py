@@ -1,0 +1,165 @@
+"""What the parts of the back-fill hand to each other: policy, figures, holes, outcomes of steps."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+from tradecore.backoff import Backoff
+from tradecore.store.ledger import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillPolicy:
+    """How holes are filled; the defaults are those of the daemon."""
+
+    max_age_s: float
+    """Age of the oldest trade that is fetched; 0 = none, inf = all."""
+    dump_url: str
+    """Where the daily dumps are."""
+    folder: Path
+    """Where a dump lies while it is read."""
+    source: str = "auto"
+    """"rest" or "dump": from there alone."""
+    workers: int = 4
+    """Holes, of different symbols, that are filled at the same time."""
+    confirm_s: float = 5.0
+    """Between the two replies that prove that the venue has no such trades."""
+    look_s: float = 60.0
+    """Between two looks at all open holes."""
+    lag_base_s: float = 0.2
+    lag_cap_s: float = 10.0
+    trouble_base_s: float = 0.5
+    trouble_cap_s: float = 60.0
+    dump_retry_s: float = 1800.0
+    """Before a dump that was not there is asked for again; doubled up to six hours."""
+
+
+REASONS = (
+    "lag",
+    "banned",
+    "limited",
+    "refused",
+    "unreachable",
+    "broken",
+    "dump",
+    "database",
+)
+"""Why something has to be asked for or written again."""
+
+
+class UnderWay(NamedTuple):
+    """A hole of which something was asked."""
+
+    symbol: str
+    first_id: int
+    last_id: int
+    filled: int
+    """Trades of it stored so far."""
+    why: str
+    """Why it is still open."""
+
+
+@dataclass(slots=True)
+class FillStats:
+    """What has been done, in plain numbers."""
+
+    filled: Counter[str] = field(default_factory=lambda: Counter({"rest": 0, "dump": 0}))
+    """Trades stored, by source."""
+    retries: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    """Requests that have to be made again, by reason."""
+    holes_filled: int = 0
+    holes_absent: int = 0
+    ids_absent: int = 0
+    under_way: tuple[UnderWay, ...] = ()
+    """Holes that have been asked for, the newest first; twenty at most."""
+    last_error: str | None = None
+
+
+@dataclass(slots=True)
+class Work:
+    """A hole that is being filled; `last_id` and `above_us` fall as it shrinks."""
+
+    symbol: str
+    first_id: int
+    last_id: int
+    above_us: int
+    """Time of the trade right above."""
+    below_us: int | None
+    """Time of the trade right below; None while it has not been looked up."""
+    since_us: int
+    """When the hole was seen first, by the host clock."""
+    lag: Backoff
+    trouble: Backoff
+    not_before_s: float = 0.0
+    """By the monotonic clock."""
+    requests: int = 0
+    filled: int = 0
+    fruitless: int = 0
+    """Requests since the last one that brought a trade."""
+    tried_newest: bool = False
+    probing: bool = False
+    lost: str = ""
+    """Why REST cannot give the ids."""
+    days: list[date] | None = None
+    """Dumps that are still to be read, the newest last."""
+    missing_dumps: int = 0
+    """How many of the days so far have no dump."""
+    dump_rounds: int = 0
+    """How often all days have been through."""
+    why: str = "not asked yet"
+    """Why it is still open."""
+
+    @property
+    def span(self) -> Span:
+        return Span(self.first_id, self.last_id)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.symbol, self.first_id
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.first_id}..{self.last_id}"
+
+
+@dataclass(slots=True)
+class Reach:
+    """Trades above the highest stored one, up to the venue's newest."""
+
+    symbol: str
+    last_id: int
+    cause: str
+    since_us: int
+    lag: Backoff
+    trouble: Backoff
+    not_before_s: float = 0.0
+    fruitless: int = 0
+    tried_newest: bool = False
+    why: str = ""
+
+    @property
+    def above_us(self) -> int:
+        """Later than any hole: it comes first."""
+        return 2**62
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.symbol, -1
+
+    def __str__(self) -> str:
+        return f"{self.symbol} up to {self.last_id}"
+
+
+class Step(NamedTuple):
+    """What comes after a step."""
+
+    delay_s: float = 0.0
+    pieces: list[Span] | None = None
+    """What is left when that is not the hole as it was; empty: nothing."""
+    absent: tuple[Span, ...] = ()
+    """Ids of this and other holes of the symbol that have been closed as absent."""
+
+
+class WrongReplyError(Exception):
+    """The venue's reply does not answer what was asked."""

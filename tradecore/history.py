@@ -1,0 +1,232 @@
+"""Trades from before the first captured one, downwards, so that no hole opens on the way.
+
+Page by page over REST, or by the whole day's dump when that is cheaper or REST has no more. What is
+written always adjoins the oldest stored range from below: however this ends, the ledger is whole.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tradecore import clock, fill_plan
+from tradecore.backoff import Backoff
+from tradecore.fill_dump import Dumps, DumpTrouble, blocks
+from tradecore.fill_plan import PAGE_ROWS, Asked
+from tradecore.fill_work import WrongReplyError
+from tradecore.rest import trades
+from tradecore.rest.client import RestClient
+from tradecore.rest.dump import BLOCK_ROWS
+from tradecore.schema import TRADE_DTYPE
+from tradecore.store.ledger import Span
+from tradecore.store.sink import WriteResult
+
+log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[Any]
+
+CAUSE = "history"
+"""Of a hole that the venue's own history has."""
+
+DUMP_PAGES = 50
+"""Pages that the rest of a day may take over REST; beyond, its dump is cheaper."""
+
+_LAG_TRIES = 20
+
+
+class Begin(NamedTuple):
+    """Where the stored history of a symbol begins now."""
+
+    first_id: int
+    first_us: int
+    why: str
+    """Why not earlier; "" when it begins where it was to begin."""
+
+
+class History:
+    """Extends one symbol after another."""
+
+    def __init__(
+        self,
+        client: RestClient,
+        dumps: Dumps,
+        write: Callable[[str, Rows, str, str | None], Awaitable[WriteResult]],
+        *,
+        source: str = "auto",
+        on_stored: Callable[[str, int], None] = lambda source, rows: None,
+    ) -> None:
+        """`write` takes symbol, rows, source and cause; `on_stored` hears of each write."""
+        self._client = client
+        self._dumps = dumps
+        self._write = write
+        self._source = source
+        self._on_stored = on_stored
+
+    async def extend(self, symbol: str, first_id: int, first_us: int, from_us: int) -> Begin:
+        """Store what lies between `from_us` and the oldest stored trade; say how far that went.
+
+        Raises RestError, WrongReplyError, one of DumpTrouble, TransientStoreError: what was stored
+        until then stays, and the next call goes on below it.
+        """
+        at = _Place(first_id, first_us, done=first_us <= from_us, pages_left=0.0)
+        rest_ended = self._source == "dump"
+        without: set[date] = set()  # days whose dump is of no use
+        while not at.done and at.first_id > 0:
+            day = fill_plan.day_of(at.first_us)
+            if rest_ended:
+                lower = await self._day_or_before(symbol, at, from_us, day)
+                if lower is None:
+                    return Begin(at.first_id, at.first_us, self._end(day))
+                at = lower
+            elif at.pages_left > DUMP_PAGES and day not in without and self._source == "auto":
+                lower = await self._day(symbol, at, from_us, day, adjoining=True)
+                if lower is None:
+                    without.add(day)
+                else:
+                    at = lower
+            else:
+                lower = await self._page(symbol, at, from_us)
+                rest_ended = lower.first_id == at.first_id and not lower.done
+                if rest_ended and self._source == "rest":
+                    return Begin(at.first_id, at.first_us, self._end(day))
+                at = lower
+        return Begin(at.first_id, at.first_us, "")
+
+    def _end(self, day: date) -> str:
+        nothing = "the venue's REST has nothing older"
+        if self._source == "rest":
+            return nothing
+        before = day - timedelta(days=1)
+        return f"{nothing}, nor have the dumps of {day} and {before}".removeprefix(
+            f"{nothing}, nor have " if self._source == "dump" else ""
+        )
+
+    # ---- over REST ---------------------------------------------------------------------------
+
+    async def _page(self, symbol: str, at: "_Place", from_us: int) -> "_Place":
+        """Store the page right below; the same place when there is none."""
+        from_id = max(0, at.first_id - PAGE_ROWS)
+        asked = Asked(from_id, at.first_id - from_id)
+        span = Span(from_id, at.first_id - 1)
+        pause = Backoff(0.2, 10.0)
+        while True:
+            page = await trades.historical(self._client, symbol, *asked)
+            try:
+                told = fill_plan.judge(page.rows["trade_id"], span, asked)
+            except ValueError as error:
+                raise WrongReplyError(
+                    f"the venue's reply for {symbol} from {from_id} is not usable: {error}"
+                ) from None
+            if not told.ends_early:
+                break
+            # Its database does not have yet what it sent us over the stream.
+            if pause.attempts >= _LAG_TRIES:
+                raise WrongReplyError(
+                    f"the venue's database lags behind its stream at {symbol} {at.first_id};"
+                    " try again later"
+                )
+            await asyncio.sleep(max(pause.next_delay_s(), 0.1))
+        rows = page.rows[told.low : told.high]
+        if len(rows) == 0:
+            return at
+        wanted = np.flatnonzero(rows["trade_us"] >= from_us)
+        if len(wanted) == 0:
+            return at._replace(done=True)
+        done = int(wanted[0]) > 0
+        rows = rows[wanted[0] :]
+        first_us, last_us = int(rows["trade_us"][0]), int(rows["trade_us"][-1])
+        await self._store(symbol, rows, "rest")
+        left_us = first_us - max(from_us, fill_plan.day_start_us(fill_plan.day_of(first_us)))
+        over = fill_plan.is_over(fill_plan.day_of(first_us), clock.wall_ns() // 1000)
+        pages_left = left_us / max(last_us - first_us, 1) if over else 0.0
+        return _Place(int(rows["trade_id"][0]), first_us, done, pages_left)
+
+    # ---- from dumps --------------------------------------------------------------------------
+
+    async def _day_or_before(
+        self, symbol: str, at: "_Place", from_us: int, day: date
+    ) -> "_Place | None":
+        """Store what lies below in the dump of the day, or in that of the day before."""
+        for one in (day, day - timedelta(days=1)):
+            lower = await self._day(symbol, at, from_us, one, adjoining=False)
+            if lower is not None and (lower.done or lower.first_id < at.first_id):
+                return lower
+        return None
+
+    async def _day(
+        self, symbol: str, at: "_Place", from_us: int, day: date, *, adjoining: bool
+    ) -> "_Place | None":
+        """Store what lies below in the dump of a day; None when there is no such dump.
+
+        `adjoining`: pages do as well. None also for a dump that ends too early, then, or is bad.
+        """
+        if not fill_plan.is_over(day, clock.wall_ns() // 1000):
+            return None
+        try:
+            return await self._read_day(symbol, at, from_us, day, adjoining)
+        except DumpTrouble as error:
+            if not adjoining:
+                raise
+            log.warning("a dump is not to be had; page by page instead: %s", error)
+            return None
+
+    async def _read_day(
+        self, symbol: str, at: "_Place", from_us: int, day: date, adjoining: bool
+    ) -> "_Place | None":
+        async with self._dumps.fetched(symbol, day) as path:
+            if path is None:
+                return None
+            spool = path.with_name(f"{path.name}.rows")
+            try:
+                return await self._store_dump(symbol, at, from_us, path, spool, adjoining)
+            finally:
+                with suppress(FileNotFoundError):
+                    spool.unlink()
+
+    async def _store_dump(
+        self, symbol: str, at: "_Place", from_us: int, path: Path, spool: Path, adjoining: bool
+    ) -> "_Place | None":
+        """Store a dump from its end: what is written adjoins what is stored."""
+        done, last_id = False, -1
+        with spool.open("wb") as file:
+            async for rows in blocks(path, symbol, proven=True):
+                below = rows[rows["trade_id"] < at.first_id]
+                late = below["trade_us"] >= from_us
+                if not late.all():
+                    done = True
+                    below = below[late]
+                if len(below):
+                    last_id = int(below["trade_id"][-1])
+                    file.write(below.tobytes())
+                if int(rows["trade_id"][-1]) >= at.first_id:
+                    break
+        if last_id < 0:
+            return at._replace(done=True) if done else None
+        if adjoining and last_id != at.first_id - 1:
+            return None
+        stored = np.memmap(spool, TRADE_DTYPE, "r")
+        for end in range(len(stored), 0, -BLOCK_ROWS):
+            await self._store(symbol, np.array(stored[max(0, end - BLOCK_ROWS) : end]), "dump")
+        first = stored[0]
+        return _Place(int(first["trade_id"]), int(first["trade_us"]), done, 0.0)
+
+    async def _store(self, symbol: str, rows: Rows, source: str) -> None:
+        result = await self._write(symbol, rows, source, CAUSE)
+        self._on_stored(source, result.stored)
+
+
+class _Place(NamedTuple):
+    """How far down the history of a symbol is stored."""
+
+    first_id: int
+    first_us: int
+    done: bool
+    """There is nothing of it that is wanted below."""
+    pages_left: float
+    """Pages to the beginning of a day that is over, at the rate of the last page."""
