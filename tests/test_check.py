@@ -24,6 +24,7 @@ class Venue:
 
     def __init__(self) -> None:
         self.ahead_ms = 0
+        self.asked = 0
         self.states = {"BTCUSDT": "TRADING", "ETHUSDT": "TRADING", "LUNAUSDT": "BREAK"}
         self.status = 200
         self.body = b""
@@ -41,6 +42,7 @@ class Venue:
         return app
 
     async def _time(self, _: web.Request) -> web.Response:
+        self.asked += 1
         if self.status != 200 or self.body:
             return web.Response(status=self.status, body=self.body)
         return web.json_response({"serverTime": clock.wall_ns() // MS + self.ahead_ms})
@@ -277,7 +279,15 @@ async def test_a_venue_that_is_not_there(settings: Settings, venue: Venue) -> No
     await venue.server.close()
     found = about(await findings(settings), "venue")
     assert [finding.grade for finding in found] == ["fail", "fail"]
-    assert "BINANCE_REST_URL" in found[0].mend and "BINANCE_WEBSOCKET_URL" in found[1].mend
+    assert "BINANCE_REST_URL" in found[0].text and "BINANCE_WEBSOCKET_URL" in found[1].mend
+
+
+async def test_a_venue_that_has_banned_us_is_not_asked(settings: Settings, venue: Venue) -> None:
+    venue.status = 418
+    for text in ("this address is banned", "it is not asked for another"):
+        rest, _ = about(await findings(settings), "venue")
+        assert rest.grade == "fail" and text in rest.text
+    assert venue.asked == 1
 
 
 async def test_a_venue_without_streams(settings: Settings) -> None:

@@ -25,7 +25,6 @@ from tradecore.errors import (
 from tradecore.settings import Settings
 
 if TYPE_CHECKING:
-    import aiohttp
     import asyncpg
 
 VENUE_LIMIT_S = 15.0
@@ -34,6 +33,7 @@ _BODY_MAX_BYTES = 64 << 20
 _SPARE_BYTES = 5 << 30
 """What the embedded database should have to grow for some days."""
 _CLOCK_SAMPLES = 4
+_INFO_WEIGHT = 20
 
 
 class Finding(NamedTuple):
@@ -250,59 +250,45 @@ def _clock(whose: str, samples: list[tuple[int, int, int]], resolution_ms: float
 
 
 async def _venue(settings: Settings) -> AsyncIterator[Finding]:
-    import aiohttp
+    """Ask the venue as the daemon does: within the budget, and not at all while it bans us."""
+    from tradecore.rest.budget import Budget, RestError
+    from tradecore.rest.client import RestClient
+    from tradecore.rest.trades import venue_time_us
 
-    timeout = aiohttp.ClientTimeout(total=VENUE_LIMIT_S)
+    url = settings.rest_url
+    client = RestClient(url, Budget.of(settings.data_dir, url), limit_s=VENUE_LIMIT_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout, raise_for_status=False) as session:
-            samples = []
-            for _ in range(_CLOCK_SAMPLES):
-                begin_ns = clock.wall_ns()
-                answer = await _get(session, f"{settings.rest_url}/api/v3/time")
-                samples.append((begin_ns, int(answer["serverTime"]) * 10**6, clock.wall_ns()))
-            yield Finding("ok", "venue", f"{settings.rest_url} answers")
-            yield _clock("venue", samples, resolution_ms=1)
-            info = await _get(
-                session, f"{settings.rest_url}/api/v3/exchangeInfo?showPermissionSets=false"
-            )
-            for finding in _symbols(settings, info):
-                yield finding
-    except (aiohttp.ClientError, OSError, _RefusedError) as error:
-        reason = str(error) or f"no answer within {VENUE_LIMIT_S:.0f} s"
-        yield _unreachable(f"{settings.rest_url}: {reason}", "BINANCE_REST_URL")
+        samples = []
+        for _ in range(_CLOCK_SAMPLES):
+            begin_ns = clock.wall_ns()
+            time_us = await venue_time_us(client, wait_s=0, tries=1)
+            samples.append((begin_ns, time_us * 1000, clock.wall_ns()))
+        yield Finding("ok", "venue", f"{url} answers")
+        yield _clock("venue", samples, resolution_ms=1)
+        body = await client.get(
+            "/api/v3/exchangeInfo",
+            {"showPermissionSets": "false"},
+            _INFO_WEIGHT,
+            wait_s=0,
+            tries=1,
+            max_bytes=_BODY_MAX_BYTES,
+        )
+        for finding in _symbols(settings, orjson.loads(body)):
+            yield finding
+    except RestError as error:
+        yield Finding("fail", "venue", str(error), exit_code=EXIT_VENUE)
     except (KeyError, TypeError, ValueError) as error:
-        text = f"{settings.rest_url} does not answer as the venue does ({error!r})"
+        text = f"{url} does not answer as the venue does ({error!r})"
         yield _unreachable(text, "BINANCE_REST_URL")
-    for url in settings.websocket_urls:
-        yield await _websocket(url)
-
-
-class _RefusedError(Exception):
-    """The venue answered with an error status."""
+    finally:
+        await client.close()
+    for one in settings.websocket_urls:
+        yield await _websocket(one)
 
 
 def _unreachable(text: str, variable: str) -> Finding:
     mend = f"check the network and {variable}"
     return Finding("fail", "venue", text, mend, EXIT_VENUE)
-
-
-async def _get(session: "aiohttp.ClientSession", url: str) -> Any:
-    """Return the JSON of an answer that is not too long; _RefusedError for a status of 400 up."""
-    async with session.get(url, allow_redirects=False) as response:
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(1 << 16):
-            body += chunk
-            if len(body) > _BODY_MAX_BYTES:
-                raise _RefusedError("the answer is longer than 64 MiB")
-        if response.status != 200:
-            hints = {
-                418: "this address is banned for a while",
-                429: "too many requests from this address",
-                451: "it does not serve this country; https://data-api.binance.vision may",
-            }
-            hint = hints.get(response.status, body[:200].decode(errors="replace"))
-            raise _RefusedError(f"HTTP {response.status}, {hint}")
-    return orjson.loads(body)
 
 
 def _symbols(settings: Settings, info: Any) -> Iterator[Finding]:

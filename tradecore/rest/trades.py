@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tradecore import _history
 from tradecore.rest.budget import RestError
-from tradecore.rest.client import Params, RestClient, json_list
+from tradecore.rest.client import TRIES, WAIT_S, Params, RestClient, json_list
 
 PAGE = 1000
 """Most rows that the venue gives at once."""
@@ -137,13 +137,14 @@ async def klines(client: RestClient, symbol: str, start_us: int, end_us: int) ->
     return np.concatenate(parts)
 
 
-async def venue_time_us(client: RestClient) -> int:
+async def venue_time_us(client: RestClient, *, wait_s: float = WAIT_S, tries: int = TRIES) -> int:
     """Return the venue's clock in microseconds since 1970 (weight 1). Raises RestError."""
-    body = await client.get("/api/v3/time")
+    body = await client.get("/api/v3/time", wait_s=wait_s, tries=tries)
     try:
         return _history.time_us(orjson.loads(body)["serverTime"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RestError("broken", f"the venue tells no time: {body[:80]!r}") from error
+        text = f"{client.base_url} does not answer as the venue does: time is {body[:80]!r}"
+        raise RestError("broken", f"{text}; check BINANCE_REST_URL") from error
 
 
 def _page(symbol: str, body: bytes) -> Page:
