@@ -65,6 +65,7 @@ class BlockFile:
         self._boot = _boot_id()
         self.damaged = False
         self.failures = 0
+        self._failing = False
 
     def changed(self) -> bool:
         """Tell whether the file is another one than that last read or written. One stat call."""
@@ -109,8 +110,12 @@ class BlockFile:
                 content[self._host] = self._to_json(memory)
                 self._replace(self._path, orjson.dumps(content), durable)
                 self._seen = self._signature()
+                self._failing = False
         except OSError as error:
             self.failures += 1
+            if not durable and self._failing:
+                return memory  # told already
+            self._failing = True
             _log.error(
                 "%s cannot be written (%s): a ban would be forgotten at a restart; free disk "
                 "room or give this user write access",
