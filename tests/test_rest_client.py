@@ -1,6 +1,7 @@
 """The REST client against an exchange that limits and bans, and against odd servers."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -130,6 +131,41 @@ async def test_a_ban_ends_all_requests_at_once(tmp_path: Path) -> None:
             await restarted.close()
         assert len(odd.asked) == 2, "requests sent while banned"
         await client.close()
+
+
+ASK_UNTIL_BANNED = """
+import asyncio, sys
+from pathlib import Path
+from tradecore.rest.budget import Budget, RestError
+from tradecore.rest.client import RestClient
+
+async def main():
+    client = RestClient(sys.argv[1], Budget.of(Path(sys.argv[2]), sys.argv[1]))
+    try:
+        while True:
+            await client.get("/api/v3/time")
+    except RestError as error:
+        print(error.kind)
+
+asyncio.run(main())
+"""
+
+
+async def test_processes_share_a_ban_and_restarts_do_not_ask(tmp_path: Path) -> None:
+    async def ask() -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", ASK_UNTIL_BANNED, odd.url, str(tmp_path)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return (await process.communicate())[0].decode().strip()
+
+    fine = [b"{}"] * 200
+    async with odd_server(*fine, (418, {"Retry-After": "600"}, b"")) as odd:
+        assert await asyncio.gather(ask(), ask()) == ["banned"] * 2
+        assert len(odd.asked) <= 202, "one of the other process may have been on its way"
+        count = len(odd.asked)
+        assert await asyncio.gather(*(ask() for _ in range(3))) == ["banned"] * 3
+        assert len(odd.asked) == count
 
 
 async def test_a_ban_without_retry_after_is_read_from_the_body_or_assumed() -> None:
