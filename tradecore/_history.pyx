@@ -43,6 +43,7 @@ cdef enum:
 
     # Readers look at up to 24 bytes at once, past the last line too.
     PADDING_BYTES = 32
+    MINUTE_US = 60000000
     QUOTE_MAX = 64
 
 PADDING = PADDING_BYTES
@@ -116,7 +117,7 @@ def trade_rows(list page not None):
 
 
 def kline_rows(list page not None, int64_t now_us):
-    """Return the arrays of a page of klines as KLINE_DTYPE; those that end before now are closed.
+    """Return the arrays of a page of 1m klines as KLINE_DTYPE; those that are over are closed.
 
     [open time, o, h, l, c, v, close time, quote volume, n, taker base, taker quote, ...]
     """
@@ -146,7 +147,7 @@ def kline_rows(list page not None, int64_t now_us):
         row.trade_count = whole(one[8], "count of a kline")
         for j in range(8):
             money128(one[places[j]], f"a value of minute {last_us}", &row.decimals[j])
-        row.flags = FLAG_CLOSED if row.close_us < now_us else 0
+        row.flags = FLAG_CLOSED if row.open_us + MINUTE_US <= now_us else 0
     return rows
 
 
