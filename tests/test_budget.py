@@ -131,6 +131,9 @@ async def test_a_reserve_is_left_to_others(clocks: Clocks) -> None:
     with pytest.raises(RestError, match="no room"):
         await target.take(25, 0, reserve=300)
     await spend(target, 25)
+    small = Budget(None, HOST, limit_weight=100)
+    small.observe(200, used(50))
+    small.done(await small.take(25, 0, reserve=300))
 
 
 async def test_a_request_heavier_than_a_learnt_ceiling_goes_alone(clocks: Clocks) -> None:

@@ -144,7 +144,7 @@ class Budget:
     async def take(self, weight: int, limit_s: float, *, reserve: int = 0) -> Ticket:
         """Wait until a request of `weight` may be sent, `limit_s` at most.
 
-        `reserve`: so much weight of the minute stays free for requests that matter more.
+        `reserve`: so much weight of the minute, a tenth at most, stays free for others.
         Raises RestError banned, refused or limited when it may not be sent in time, at once when
         that is known beforehand.
         """
@@ -218,7 +218,8 @@ class Budget:
             youngest_s = max(ticket.sent_s for ticket in self._in_flight.values())
             if (wait_s := youngest_s + _HANGS_AFTER_S - now_s) > 0:
                 return wait_s
-        allowed = max(int(self._ceiling * SHARE) - reserve, 1)
+        allowed = max(int(self._ceiling * SHARE), 1)
+        allowed -= min(reserve, allowed // 10)
         need = min(max(weight, 1), allowed)
         under_way = sum(ticket.weight for ticket in self._in_flight.values())
         if self._venue_weight() + under_way + need > allowed:
