@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rest_desk import odd_server
 
@@ -260,6 +260,7 @@ flags = st.sampled_from(["True", "False", "true", "FALSE"])
 records = st.tuples(money, money, money, st.integers(T_US, T_US + 86_400_000_000), flags, flags)
 
 
+@settings(deadline=None)
 @given(
     st.lists(records, max_size=30),
     st.lists(st.integers(1, 10**9), min_size=30, max_size=30),
@@ -286,6 +287,7 @@ def test_lines_equal_the_oracle(
     assert reader.line == len(found)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200).map(lambda b: b.replace(b"\n", b"") + b"\n"))
 def test_garbage_is_refused_or_empty(data: bytes) -> None:
     reader = _history.LineReader()

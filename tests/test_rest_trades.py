@@ -11,7 +11,7 @@ import orjson
 import pytest
 import pytest_asyncio
 from fakes import SimulatedExchange, simulated_exchange
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rest_desk import odd_server
 
@@ -288,6 +288,7 @@ def exact_e8(text: str) -> int | None:
     return int(value)
 
 
+@settings(deadline=None)
 @given(decimals)
 def test_decimals_are_exact_or_refused(text: str) -> None:
     expected = exact_e8(text)
@@ -299,6 +300,7 @@ def test_decimals_are_exact_or_refused(text: str) -> None:
         assert row["price_e8"] == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), unique=True, max_size=30).map(sorted))
 def test_jumps(ids: list[int]) -> None:
     page = Page("A", _history.trade_rows([{**GOOD, "id": i} for i in ids]))
