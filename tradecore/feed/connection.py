@@ -235,7 +235,7 @@ class Connection:
             if self._present.task.done():
                 self._present.task.result()  # it never ends by itself, but by a bug
             trouble = self._trouble(self._present)
-            if trouble is not None:
+            if trouble is not None and self._reading.is_set():
                 await self._roll_over(self._present, trouble)
 
     def _trouble(self, leg: Leg) -> Trouble | None:
@@ -264,7 +264,7 @@ class Connection:
                 "symbols": len(self.share.traded),
             },
         )
-        worn_ns = clock.mono_ns()
+        deaf = False
         old.last = True
         await self._hold_back(old)
         proof = Proof(self._up, trouble)
@@ -273,8 +273,7 @@ class Connection:
             await asyncio.wait({old.task, new.task}, timeout=timing.tick_s)
             if new.task.done():
                 new.task.result()
-            session = old.session
-            deaf = trouble.deaf and session is not None and session.last_data_ns < worn_ns
+            deaf = old.session is not None and old.session.deaf
             if await proof.given(new, deaf=deaf):
                 break
             _end_if_deaf(new)
@@ -283,14 +282,17 @@ class Connection:
             old.task.result()
         self._present, self._successor, self._retiring = new, None, old
         self._up.tally.rollovers[trouble.cause.value] += 1
-        await old.end(drain=not trouble.deaf)
+        await old.end(drain=not deaf)
         self._retiring = None
         proof.tell(died=died)
 
     async def _hold_back(self, old: Leg) -> None:
         """Wait for the back-off when sessions want a successor as soon as they are open."""
         session = old.session
-        if session is None or old.age_s > self.plan.timing.settle_s / 4:
+        if session is None:
+            return
+        old.forgive(session)
+        if old.age_s > self.plan.timing.settle_s:
             return
         delay_s = self._up.backoff.next_delay_s()
         if delay_s > 0:
@@ -303,5 +305,5 @@ class Connection:
 def _end_if_deaf(leg: Leg) -> None:
     """A successor that turns out silent is a failed attempt: it has no successor of its own."""
     session = leg.session
-    if session is not None and session.trouble is not None and session.trouble.deaf:
+    if session is not None and session.deaf and session.trouble is not None:
         session.end(SessionOver(Reason.SILENT, session.trouble.detail))

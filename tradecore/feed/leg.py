@@ -70,17 +70,14 @@ class Leg:
         close_s = self._up.plan.timing.close_s
         if self.task.cancel():
             await asyncio.wait({self.task}, timeout=close_s)
-        try:
-            if self.session is not None:
-                if drain:
-                    self.machine.drain()
-                    await self.session.drain()
-                await self.session.drop()
-        finally:
-            if self.session is not None:
-                self._note(self.session)
-                self.session = None
-            self.machine.close()
+        if self.session is not None:  # and stays so when this is cancelled: it can be ended again
+            if drain:
+                self.machine.drain()
+                await self.session.drain()
+            await self.session.drop()
+            self._note(self.session)
+            self.session = None
+        self.machine.close()
 
     async def _run(self) -> None:
         up = self._up
@@ -104,14 +101,18 @@ class Leg:
                 # A feed that cannot take data has no use for a socket. Ends by resume or close.
                 await up.reading.wait()
 
+    def forgive(self, session: Session) -> None:
+        """Forget the failures before a session that has worked for a while."""
+        if session.settled:
+            self._up.backoff.reset()
+            self._up.alternates.worked(session.endpoint)
+
     def _note(self, session: Session) -> None:
         """Take over what the end of a session must not make forgotten."""
         tally = self._up.tally
         tally.connects += session.opened
         tally.last_data_ns = max(session.last_data_ns, tally.last_data_ns)
-        if session.settled:  # it has worked for a while
-            self._up.backoff.reset()
-            self._up.alternates.worked(session.endpoint)
+        self.forgive(session)
 
     def _take_stock(self, session: Session, over: SessionOver, lived_s: float) -> float:
         """Count and log the end of a session; return the seconds to wait before the next."""

@@ -54,8 +54,6 @@ class Trouble(NamedTuple):
 
     cause: Cause
     detail: str
-    deaf: bool = False
-    """Nothing at all came over it any more: it does not have to be waited for."""
 
 
 class DataListener(Protocol):
@@ -105,7 +103,7 @@ class Timing:
     """The same for trades where no ticker comes."""
     rollover_s: float = 60.0
     """How long two sessions stay open for symbols that could not be confirmed at all."""
-    settle_s: float = 10.0
+    settle_s: float = 3.0
     """Data for this long forgives all failures before it."""
     tick_s: float = 0.25
     close_s: float = 2.0

@@ -8,20 +8,19 @@ from tradecore.errors import VenueError
 from tradecore.feed.leg import Leg, Upkeep
 from tradecore.feed.plan import Trouble
 from tradecore.feed.session import Session
-from tradecore.feed.subscriptions import stream_name
-from tradecore.schema import STREAM_TRADE
 
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN = 3.0
-"""REST is asked again after so many graces, each time for what is still open."""
+"""REST is asked again after so many graces, for what is still open."""
 
 
 class Proof:
     """Each trade symbol was seen to continue on the successor, or is quiet at the venue.
 
     A symbol continues when the successor brought a trade right behind those that were received, or
-    a ticker of it told no newer one. `confirm` is asked only for symbols of which neither came.
+    a ticker of it told no newer one. `confirm` is asked only for symbols of which neither came. An
+    acknowledged subscription proves nothing: without data or the word of REST nothing is closed.
     """
 
     def __init__(self, upkeep: Upkeep, trouble: Trouble) -> None:
@@ -33,7 +32,7 @@ class Proof:
         self._up = upkeep
         self._began_ns = clock.mono_ns()
         self._session: Session | None = None
-        self._live_ns = 0
+        self._ready_ns = 0
         self._asked_ns = 0
         self._quiet: set[str] = set()
 
@@ -41,24 +40,21 @@ class Proof:
         """Tell whether the old session may go now; `deaf`: nothing comes over it any more."""
         session = successor.session
         if session is not self._session:  # another attempt: what the last one proved is gone
-            self._session, self._live_ns, self._asked_ns = session, 0, 0
+            self._session, self._ready_ns, self._asked_ns = session, 0, 0
             self._quiet.clear()
-        if (
-            session is None
-            or not (successor.live and session.in_step)
-            or not self._up.reading.is_set()
-        ):
+        if session is None or not session.in_step or not self._up.reading.is_set():
             return False
         now_ns = clock.mono_ns()
-        self._live_ns = self._live_ns or now_ns
+        self._ready_ns = self._ready_ns or now_ns
         if deaf:
-            return True
+            self.open = ()
+            return successor.live
         self.open = self._unproven(session)
         if not self.open:
-            return True
+            return successor.live or bool(self._quiet)
         timing = self._up.plan.timing
-        waited_s = (now_ns - self._live_ns) / 1e9
-        if waited_s > timing.rollover_s:
+        waited_s = (now_ns - self._ready_ns) / 1e9
+        if waited_s > timing.rollover_s and successor.live:
             return True
         grace_s = timing.grace_s if self._up.share.ticks else timing.quiet_grace_s
         since_asked_s = (now_ns - self._asked_ns) / 1e9
@@ -88,12 +84,10 @@ class Proof:
         )
 
     def _unproven(self, session: Session) -> tuple[str, ...]:
-        refused = set(session.refused)
         ids = {
             self._up.plan.symbol_id(symbol): symbol
-            for symbol in self._up.share.traded
+            for symbol in session.traded
             if symbol not in self._quiet
-            and (not refused or stream_name(symbol, STREAM_TRADE) not in refused)
         }
         return tuple(ids[symbol_id] for symbol_id in session.unconfirmed(list(ids)))
 

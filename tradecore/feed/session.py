@@ -30,7 +30,8 @@ from tradecore.feed.plan import (
 from tradecore.feed.pulse import Pulse
 from tradecore.feed.states import Machine, State
 from tradecore.feed.subscriber import Subscriber
-from tradecore.feed.subscriptions import Share
+from tradecore.feed.subscriptions import Share, stream_name
+from tradecore.schema import STREAM_TRADE
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,21 @@ class Session:
     def refused(self) -> list[str]:
         """Streams that the venue does not know."""
         return self._subscriber.refused
+
+    @property
+    def traded(self) -> tuple[str, ...]:
+        """The symbols whose trades should come, those that the venue refuses left out."""
+        refused = set(self._subscriber.refused)
+        return tuple(
+            symbol
+            for symbol in self._share.traded
+            if not refused or stream_name(symbol, STREAM_TRADE) not in refused
+        )
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the socket is open and nothing comes any more, by the last look into it."""
+        return self.machine.state is State.STALE
 
     @property
     def in_step(self) -> bool:
@@ -244,15 +260,18 @@ class Session:
                 )
             elif not self.settled and self.machine.state is State.LIVE:
                 self.settled = (last_ns - self.machine.since_ns) / 1e9 >= self._timing.settle_s
-            if self.trouble is None:
+            if self.deaf:
+                if last_ns > self.machine.since_ns:
+                    self.machine.go_live()  # not dead after all; the successor comes anyway
+            else:
                 await self._follow_wishes()
                 await self._look_into_silence()
-            elif self.machine.state is State.STALE and last_ns > self.machine.since_ns:
-                self.machine.go_live()  # it was not dead after all; the successor comes anyway
             await self._wait(self._timing.tick_s)
 
     async def _follow_wishes(self) -> None:
         """Change subscriptions at run time; what stays must not suffer when that fails."""
+        if self.trouble is not None:
+            return  # the successor does it
         try:
             await self._subscriber.reconcile()
         except SessionOver as over:
@@ -280,30 +299,30 @@ class Session:
             return
         if self._pongs == pongs:
             detail = f"no data event for {silence_s:.1f} s and no answer to a ping"
-            self._go_stale(Trouble(Cause.SILENT, detail, deaf=True))
+            self._go_stale(Trouble(Cause.SILENT, detail))
             return
-        moved = set(self._share.traded) - await self._ask_which_are_quiet()
+        moved = set(self.traded) - await self._ask_which_are_quiet()
         # What the venue told of may be on its way still.
         await self._wait(self._timing.ping_s / 2, resumed)
         if resumed():
             return
-        if self._share.traded and not moved:
+        if self.traded and not moved:
             log.info(
                 "no data come because nothing happens at the venue; the connection is kept",
                 extra={"connection": self._plan.name, "silence_s": round(silence_s, 1)},
             )
             self._pulse.be_patient()
-        elif self._share.traded or silence_s > cap_s:
+        elif self.traded or silence_s > cap_s:
             detail = (
                 f"no data event for {silence_s:.1f} s while {len(moved)} symbols may have moved"
             )
-            self._go_stale(Trouble(Cause.STALE, detail, deaf=True))
+            self._go_stale(Trouble(Cause.STALE, detail))
 
     async def _ask_which_are_quiet(self) -> set[str]:
         """Return the symbols of which the venue has nothing newer; empty when it cannot tell."""
-        if not self._share.traded:
+        if not self.traded:
             return set()
-        asking = asyncio.ensure_future(self._plan.confirm(self._share.traded))
+        asking = asyncio.ensure_future(self._plan.confirm(self.traded))
         asking.add_done_callback(lambda _: self._wake.set())
         try:
             await self._wait(self._timing.confirm_s, asking.done)
