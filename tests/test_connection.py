@@ -327,6 +327,35 @@ async def test_symbols_that_cannot_be_confirmed_do_not_hold_it_up_for_ever(venue
         await eventually(lambda: venue.peers[0].gone)
 
 
+async def test_a_quiet_market_does_not_stop_a_rollover(venue: Venue) -> None:
+    """No data come at all; REST knows that there are none."""
+    told: set[str] = set()
+
+    async def confirm(symbols: Sequence[str]) -> set[str]:
+        return told & set(symbols)
+
+    venue.pong = True
+    share = Share(("THIN", "THINNER"), ("trade",))
+    async with Running(
+        connect(
+            venue.url,
+            listener_factory=Factory({0, 1}),
+            share=share,
+            confirm=confirm,
+            quiet_silent_s=30.0,
+            rollover_s=0.1,
+        )
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        venue.data_every_s = None
+        connection.replace("a test")
+        await eventually(lambda: len(venue.peers) == 2 and venue.last.subscribed)
+        await asyncio.sleep(0.5)  # the time limit alone closes nothing
+        assert connection.rolling and not venue.peers[0].gone
+        told = {"THIN", "THINNER"}
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+
+
 async def test_refused_symbols_need_no_proof(venue: Venue) -> None:
     def answer(peer: Peer, request: dict[str, Any]) -> object:
         if "bad@trade" in request.get("params", ()):
@@ -395,6 +424,34 @@ async def test_a_venue_that_always_announces_its_end_is_not_stormed(venue: Venue
         gaps = [b - a for a, b in itertools.pairwise(venue.upgrades)]
         assert all(gap >= 0.38 for gap in gaps[1:])
         assert connection.describe().reconnects == {}
+
+
+async def test_failures_of_long_ago_do_not_delay_a_successor(venue: Venue) -> None:
+    """The first retry comes at once, whatever it took to get the old session up."""
+    venue.refuse = web.Response(status=503)
+    async with Running(connect(venue.url, base_s=0.02, cap_s=0.02)) as connection:
+        await eventually(lambda: connection.describe().attempts_failed >= 3)
+        venue.refuse = None
+        await eventually(lambda: any(session.settled for session in connection.sessions))
+        venue.refuse = web.Response(status=503)
+        backoff = connection._up.backoff
+        connection.replace("a test")
+        await eventually(lambda: connection.rolling)
+        assert backoff.attempts <= 2
+        venue.refuse = None
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+
+
+async def test_nothing_rolls_over_while_paused(venue: Venue) -> None:
+    async with Running(connect(venue.url, max_age_s=0.2)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.pause_reading()
+        await eventually(lambda: not connection.rolling)
+        upgrades = len(venue.upgrades)
+        await asyncio.sleep(0.4)
+        assert len(venue.upgrades) == upgrades and not connection.rolling
+        connection.resume_reading()
+        await eventually(lambda: len(venue.upgrades) > upgrades)
 
 
 async def test_never_more_than_two_sockets(venue: Venue) -> None:

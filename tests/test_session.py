@@ -329,7 +329,7 @@ async def test_silence_from_the_start(venue: Venue) -> None:
     rig = Rig(venue)
     await eventually(lambda: rig.session.trouble)
     assert rig.session.trouble is not None
-    assert rig.session.trouble.cause is Cause.SILENT and rig.session.trouble.deaf
+    assert rig.session.trouble.cause is Cause.SILENT
     assert rig.state is State.STALE
     assert FAST.silent_s + FAST.ping_s <= time.monotonic() - began < 4
     assert venue.last.pongs and venue.last.pings == 1
@@ -399,8 +399,37 @@ async def test_pongs_without_data_while_symbols_move(
     venue.last.mute = True
     await eventually(lambda: rig.session.trouble)
     assert rig.session.trouble is not None and rig.session.trouble.cause is Cause.STALE
-    assert rig.session.trouble.deaf
     assert rig.state is State.STALE and len(rig.asked) == 1
+    await rig.end()
+
+
+async def test_refused_symbols_are_not_asked_for(venue: Venue) -> None:
+    venue.pong = True
+
+    def answer(peer: Peer, request: dict[str, Any]) -> object:
+        if "ethusdt@trade" in request.get("params", ()):
+            return error_reply(request, 2, False, True)
+        return ...
+
+    venue.answer = answer
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+    rig.quiet = {"BTCUSDT"}
+    venue.last.mute = True
+    await eventually(lambda: len(rig.asked) == 2)
+    assert rig.asked == [("BTCUSDT",)] * 2 and rig.session.trouble is None
+    await rig.end()
+
+
+async def test_half_open_after_the_notice_is_seen_too(venue: Venue) -> None:
+    rig = Rig(venue)
+    await eventually(lambda: rig.state is State.LIVE)
+    await venue.last.send('{"stream":"!x","data":{"e":"serverShutdown","E":1770123456789}}')
+    await eventually(lambda: rig.session.trouble)
+    venue.last.deaf = True
+    await eventually(lambda: rig.session.deaf)
+    assert rig.session.trouble is not None
+    assert rig.session.trouble.cause is Cause.SERVER_SHUTDOWN
     await rig.end()
 
 
@@ -454,7 +483,7 @@ async def test_server_shutdown_notice(venue: Venue) -> None:
     await venue.last.send(json.dumps({"stream": "!serverShutdown", "data": notice}))
     await eventually(lambda: rig.session.trouble)
     assert rig.session.trouble is not None
-    assert rig.session.trouble.cause is Cause.SERVER_SHUTDOWN and not rig.session.trouble.deaf
+    assert rig.session.trouble.cause is Cause.SERVER_SHUTDOWN
     assert "1770123456789000" in rig.session.trouble.detail
     before_ns = rig.session.last_data_ns
     await eventually(lambda: rig.session.last_data_ns > before_ns)
@@ -512,7 +541,7 @@ async def test_a_change_that_is_not_done_asks_for_a_successor(venue: Venue) -> N
     rig.session.want(Share((*SHARE.symbols, "BNBUSDT"), SHARE.kinds))
     await eventually(lambda: rig.session.trouble)
     assert rig.session.trouble is not None
-    assert rig.session.trouble.cause is Cause.STALE and not rig.session.trouble.deaf
+    assert rig.session.trouble.cause is Cause.STALE
     before_ns = rig.session.last_data_ns
     await eventually(lambda: rig.session.last_data_ns > before_ns)
     assert rig.state is State.LIVE
