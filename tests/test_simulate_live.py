@@ -142,6 +142,8 @@ async def test_resets_closes_and_announcements() -> None:
         state = await exchange.state()
         assert state["connects"] == 3
         assert state["counts"]["reset"] == 1
+        assert len(state["reconnect_s"]) == 2
+        assert all(0 <= seconds < WAIT_S for seconds in state["reconnect_s"])
 
 
 async def test_half_open_and_stop_pong() -> None:

@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import asyncpg
 import pytest
 
+from tests.torture.arena import Arena
 from tests.torture.clock_shim import clock_shim
 from tests.torture.faults import FAULTS, MIXED, NO_HOLE
 from tests.torture.link import Link
@@ -21,6 +25,33 @@ async def test_a_short_mix_of_faults_loses_nothing() -> None:
     outcome = await run(Plan(len(NO_HOLE), seed=3, faults=NO_HOLE), print)
     assert outcome.good, "\n".join(outcome.failures)
     assert all(tally.rounds or tally.skipped for tally in outcome.tallies.values())
+
+
+@pytest.mark.timeout(200)
+async def test_what_is_lost_or_changed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that never fails would prove nothing."""
+
+    async def steal(arena: Arena, random: Random) -> None:
+        async with arena.database() as connection:
+            for statement in (
+                "DELETE FROM raw_trades WHERE symbol = 'BTCUSDT' AND trade_id = "
+                "(SELECT min(trade_id) FROM raw_trades WHERE symbol = 'BTCUSDT')",
+                "UPDATE raw_trades SET price = price + 0.00000001 WHERE symbol = 'ETHUSDT' "
+                "AND trade_id = (SELECT min(trade_id) FROM raw_trades WHERE symbol = 'ETHUSDT')",
+            ):
+                assert (await connection.execute(statement)).endswith(" 1")
+
+    monkeypatch.setitem(FAULTS, "steal", steal)
+    outcome = await run(Plan(1, 1, ("steal",)), print)
+    tally = outcome.tallies["steal"]
+    assert (tally.failed, tally.missing, tally.doubled, tally.wrong) == (1, 1, 0, 1)
+    (failure,) = outcome.failures
+    assert "tradecore verify ended with 5" in failure
+    assert "--seed 1 --rate 500 --lines 1 --faults steal --only 0" in failure
+    folder = re.search(r"logs: (\S+)", failure)
+    assert folder
+    assert "capturing" in (Path(folder[1]) / "daemon.log").read_text()
+    shutil.rmtree(folder[1])
 
 
 def test_a_round_follows_from_the_seed_alone() -> None:

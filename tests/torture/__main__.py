@@ -24,6 +24,7 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
     parser.add_argument(
         "--absent", action="store_true", help="the venue lacks some ids in every other arena"
     )
+    parser.add_argument("--keep", action="store_true", help="leave all logs")
     parser.add_argument("--only", type=int, help="do only the round of this number")
     options = parser.parse_args(arguments)
     names = tuple(n for n in options.faults.split(",") if n) or (*FAULTS, MIXED)
@@ -33,7 +34,14 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
         )
     lines = tuple(int(number) for number in options.lines.split(","))
     return Plan(
-        options.rounds, options.seed, names, options.rate, lines, options.absent, options.only
+        options.rounds,
+        options.seed,
+        names,
+        options.rate,
+        lines,
+        options.absent,
+        keep=options.keep,
+        only=options.only,
     )
 
 

@@ -17,33 +17,39 @@ _POLL_S = 0.1
 _AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
-class NotWholeError(AssertionError):
-    """Something is missing, doubled or wrong; the text says what."""
-
-
 @dataclass
 class Verdict:
     """The outcome of a round."""
 
-    whole_s: float
+    whole_s: float | None = None
     """From the end of the fault until everything printed by then was stored without a hole."""
     proofs: dict[str, Proof] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """What is not as it must be, in words; empty = good."""
 
     def total(self, name: str) -> int:
         """Return the sum of a field over all symbols."""
         return sum(int(getattr(proof, name)) for proof in self.proofs.values())
 
 
-async def judge(arena: Arena) -> Verdict:
-    """Wait until all that is printed by now is stored, then compare every row.
+async def judge(arena: Arena, limit_s: float = WHOLE_LIMIT_S) -> Verdict:
+    """Wait until all that is printed by now is stored, then compare and recount every row."""
+    verdict = Verdict()
+    await _await_whole(arena, limit_s, verdict)
+    try:
+        verdict.proofs = await _compared(arena, verdict)
+        await _recount(arena, verdict)
+    except _AWAY as exc:
+        verdict.problems.append(f"the database does not answer: {exc!r}")
+    verdict.problems += [f"{s}: {proof}" for s, proof in verdict.proofs.items() if not proof.holds]
+    return verdict
 
-    Raises NotWholeError when it does not become whole in time, or a row is wrong.
-    """
+
+async def _await_whole(arena: Arena, limit_s: float, verdict: Verdict) -> None:
     begin_ns = clock.mono_ns()
     state = await arena.exchange.state()
     market = Market(**state["market"])
     marks = {symbol: market.next_id(symbol, state["now_us"]) - 1 for symbol in arena.symbols}
-    lacking = "nothing looked at"
     while True:
         try:
             lacking = await _lacking(arena, market, marks)
@@ -51,20 +57,17 @@ async def judge(arena: Arena) -> Verdict:
             lacking = f"the database does not answer: {exc!r}"
         whole_s = (clock.mono_ns() - begin_ns) / 1e9
         if not lacking:
-            break
+            verdict.whole_s = whole_s
+            return
         process = arena.daemon.process
         if process is None or process.returncode is not None:
-            raise NotWholeError(f"the daemon ended: {arena.daemon.log[-2000:]}")
-        if whole_s > WHOLE_LIMIT_S:
+            verdict.problems.append(f"the daemon ended:\n{arena.daemon.log[-2000:]}")
+            return
+        if whole_s > limit_s:
             health = json.dumps(await arena.daemon.health(), ensure_ascii=False)
-            raise NotWholeError(f"not whole after {WHOLE_LIMIT_S:.0f} s: {lacking}\n{health}")
+            verdict.problems.append(f"not whole after {limit_s:.0f} s: {lacking}\n{health}")
+            return
         await asyncio.sleep(_POLL_S)
-    verdict = Verdict(whole_s, await _compared(arena))
-    for symbol, proof in verdict.proofs.items():
-        if not proof.holds:
-            raise NotWholeError(f"{symbol}: {proof}")
-    await _recount(arena)
-    return verdict
 
 
 async def _lacking(arena: Arena, market: Market, marks: dict[str, int]) -> str:
@@ -100,7 +103,7 @@ async def _missing(
     return missing, next_id - 1
 
 
-async def _compared(arena: Arena) -> dict[str, Proof]:
+async def _compared(arena: Arena, verdict: Verdict) -> dict[str, Proof]:
     """Compare every row of every symbol with the market, in one snapshot of the database."""
     async with (
         arena.database() as connection,
@@ -111,11 +114,11 @@ async def _compared(arena: Arena) -> dict[str, Proof]:
         )
         sent = {row["symbol"]: (arena.first_ids[row["symbol"]], row["id"]) for row in ends}
         if parked := await connection.fetchval("SELECT count(*) FROM dead_letters"):
-            raise NotWholeError(f"{parked} rows were parked in dead_letters")
+            verdict.problems.append(f"{parked} rows were parked in dead_letters")
         return await prove(connection, await arena.exchange.truth_now(), sent)
 
 
-async def _recount(arena: Arena) -> None:
+async def _recount(arena: Arena, verdict: Verdict) -> None:
     """Run `tradecore verify`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tradecore", "verify"),
@@ -129,4 +132,5 @@ async def _recount(arena: Arena) -> None:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        raise NotWholeError(f"tradecore verify: {process.returncode}\n{output.decode()[-2000:]}")
+        text = output.decode()[-2000:]
+        verdict.problems.append(f"tradecore verify ended with {process.returncode}:\n{text}")

@@ -13,7 +13,7 @@ from statistics import median
 
 from tests.torture.arena import Arena, arena, describe
 from tests.torture.faults import FAULTS, MIXED, Skipped
-from tests.torture.judge import NotWholeError, Verdict, judge
+from tests.torture.judge import WHOLE_LIMIT_S, Verdict, judge
 
 ROUNDS_PER_ARENA = 20
 _MOST_MIXED = 3
@@ -33,6 +33,10 @@ class Plan:
     """FEED_LINES of an arena is one of these."""
     absent: bool = False
     """Some arenas have ids that the venue itself does not have."""
+    limit_s: float = WHOLE_LIMIT_S
+    """How long the daemon may take to be whole again."""
+    keep: bool = False
+    """Leave the folders of good arenas too."""
     only: int | None = None
     """Do this round alone."""
 
@@ -59,6 +63,7 @@ class Tally:
     doubled: int = 0
     wrong: int = 0
     whole_s: list[float] = field(default_factory=list)
+    reconnect_s: list[float] = field(default_factory=list)
     banned_calls: int = 0
     skipped: str = ""
 
@@ -67,7 +72,8 @@ class Tally:
         self.rows += verdict.total("equal")
         for name in ("missing", "doubled", "wrong"):
             setattr(self, name, getattr(self, name) + verdict.total(name))
-        self.whole_s.append(verdict.whole_s)
+        if verdict.whole_s is not None:
+            self.whole_s.append(verdict.whole_s)
 
 
 @dataclass
@@ -86,11 +92,14 @@ class Outcome:
     def table(self) -> str:
         """Return the table of faults."""
         head = ("fault", "rounds", "failed", "rows", "missing", "doubled", "wrong",
-                "whole again s, median", "max", "calls while banned")  # fmt: skip
+                "whole again s, median", "max", "reconnect s, median",
+                "calls while banned")  # fmt: skip
         lines: list[tuple[str, ...]] = [head]
         for name, tally in self.tallies.items():
             if tally.skipped:
-                lines.append((name, "-", "", "", "", "", "", f"skipped: {tally.skipped}", "", ""))
+                lines.append(
+                    (name, "-", "", "", "", "", "", f"skipped: {tally.skipped}", "", "", "")
+                )
                 continue
             times = tally.whole_s
             lines.append(
@@ -99,6 +108,7 @@ class Outcome:
                     *(f"{getattr(tally, n):,}" for n in head[1:7]),
                     f"{median(times):.2f}" if times else "-",
                     f"{max(times):.2f}" if times else "-",
+                    f"{median(tally.reconnect_s):.3f}" if tally.reconnect_s else "-",
                     str(tally.banned_calls),
                 )
             )
@@ -107,6 +117,10 @@ class Outcome:
 
 def _ruled(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [lines[0], ("---",) * len(lines[0]), *lines[1:]]
+
+
+class NotWholeError(AssertionError):
+    """Something is missing, doubled or wrong; the text says what."""
 
 
 class _Broken(Exception):
@@ -134,7 +148,7 @@ async def _in_one_arena(
     folder = Path(tempfile.mkdtemp(prefix="tc-torture-"))
     folder.chmod(0o711)
     batch = waiting[0] // ROUNDS_PER_ARENA
-    kept = False
+    kept = plan.keep
     try:
         async with _arena_of(plan, batch, folder) as place:
             while waiting and waiting[0] // ROUNDS_PER_ARENA == batch:
@@ -155,7 +169,7 @@ async def _in_one_arena(
 
 async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally) -> None:
     random = Random(f"{plan.seed} round {number}")
-    before = (await place.exchange.state())["rest_while_banned"]
+    before = await place.exchange.state()
     try:
         if name == MIXED:
             await _mixed(plan, place, random)
@@ -166,12 +180,17 @@ async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally)
     except Skipped as skipped:
         tally.skipped = str(skipped)
         return
-    tally.rounds += 1
-    tally.add(await judge(place))
-    banned = (await place.exchange.state())["rest_while_banned"] - before
-    tally.banned_calls += banned
+    verdict = await judge(place, plan.limit_s)
+    after = await place.exchange.state()
+    banned = after["rest_while_banned"] - before["rest_while_banned"]
     if banned:
-        raise NotWholeError(f"{banned} REST calls while banned")
+        verdict.problems.append(f"{banned} REST calls while banned")
+    tally.rounds += 1
+    tally.banned_calls += banned
+    tally.reconnect_s += after["reconnect_s"][len(before["reconnect_s"]) :]
+    tally.add(verdict)
+    if verdict.problems:
+        raise NotWholeError("\n".join(verdict.problems))
 
 
 async def _mixed(plan: Plan, place: Arena, random: Random) -> None:

@@ -1,12 +1,14 @@
 """The meeting point of connections and players: who wants which stream, and what was counted."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
 from tradecore.simulate.edits import Edits
 from tradecore.simulate.frames import frame, wrap
+
+_MOST_TIMES = 100_000
 
 
 class Subscriber(Protocol):
@@ -33,6 +35,9 @@ class Hub:
         """Faults and other events by name."""
         self.version = 0
         """Moves with every change of a subscription."""
+        self.reconnect_s: list[float] = []
+        """Seconds from each connection that we ended to the next one that came."""
+        self._lost: deque[float] = deque()
         self._index: dict[str, list[Subscriber]] = {}
         self._changed = asyncio.Event()
 
@@ -44,6 +49,15 @@ class Hub:
             for name in connection.streams:
                 self._index.setdefault(name, []).append(connection)
         self._changed.set()
+
+    def note_lost(self) -> None:
+        """Note that we ended a connection."""
+        self._lost.append(asyncio.get_running_loop().time())
+
+    def note_accepted(self) -> None:
+        """Note that a client has connected."""
+        if self._lost and len(self.reconnect_s) < _MOST_TIMES:
+            self.reconnect_s.append(asyncio.get_running_loop().time() - self._lost.popleft())
 
     def subscribers(self, name: str) -> list[Subscriber]:
         """Return the connections that want this stream."""

@@ -195,11 +195,13 @@ class Connection:
 
     def _cut(self, reason: str) -> None:
         self._hub.counts[reason] += 1
+        self._hub.note_lost()
         self._transport.abort()
 
     async def _close(self, reason: str, code: int = _POLICY_VIOLATION) -> None:
         log.info("connection closed", extra={"cause": reason})
         self._silent = True  # nothing may follow the close frame
+        self._hub.note_lost()
         await self._response.close(code=code, message=reason.encode())
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -256,6 +258,7 @@ class StreamServer:
             self._hub, self._options, response, transport, writer, combined, micro
         )
         self.open.add(connection)
+        self._hub.note_accepted()
         try:
             await connection.serve(streams)
         finally:
