@@ -4,15 +4,21 @@ from dataclasses import replace
 from typing import Any
 
 from tradecore.snapshot import (
+    Audit,
     ConnectionState,
     Counters,
     DatabaseState,
     Histogram,
+    Holes,
+    Line,
     PoolUse,
     ProcessUse,
+    Repair,
     RingUse,
+    Shards,
     Snapshot,
     SymbolState,
+    VenueRest,
 )
 
 HEALTHY = Snapshot(
@@ -25,7 +31,16 @@ HEALTHY = Snapshot(
     ),
     streams_wanted=6,
     symbols=(
-        SymbolState("BTCUSDT", 1001, 5_000_000_001, 0.25),
+        SymbolState(
+            "BTCUSDT",
+            1001,
+            5_000_000_001,
+            0.25,
+            holes=2,
+            ids_missing=30,
+            complete_through_us=1_700_000_001_250_000,
+            proven_through_us=1_699_999_980_000_000,
+        ),
         SymbolState("ETHUSDT", 0, None, None),
     ),
     ring=RingUse(rows=256, capacity=1024, above_high_water=False, oldest_age_s=0.125),
@@ -47,6 +62,8 @@ HEALTHY = Snapshot(
         trades_out_of_order=1006,
         gaps_detected=1007,
         trades_missing=1008,
+        trades_missing_arrived=1017,
+        trades_far_below=0,
         tickers_received=1009,
         klines_received=1010,
         trades_stored=1011,
@@ -55,8 +72,28 @@ HEALTHY = Snapshot(
         klines_stored=1014,
         flush_retries={"08": 1015, "40": 0},
         reconnects={"A": 1016, "B": 0},
+        rollovers={"age": 1018, "stale": 0},
     ),
-    holes=7,
+    holes=Holes(open=7, ids_missing=70, oldest_age_s=33.5),
+    repair=Repair(
+        trades_filled={"rest": 1019, "dump": 1020},
+        holes_closed={"filled": 1021, "absent": 1022},
+        retries={"lag": 1023},
+        under_way=3,
+        last_error=None,
+    ),
+    rest=VenueRest(
+        used_weight=1024,
+        limit_weight=6000,
+        banned_s=0.0,
+        requests={("historicalTrades", "200"): 1025},
+    ),
+    audit=Audit(matched=1026, mismatches={"volume": 1027}, unproven=4, age_s=1.5),
+    lines=(
+        Line(name="A", first=1028, late=1029, missing=1030, lag_s_sum=0.75, lag_count=1031),
+        Line(name="B", first=1032, late=1033, missing=1034, lag_s_sum=2.75, lag_count=1035),
+    ),
+    shards=Shards(held=5, total=8),
     received_per_s=64.0,
     stored_per_s=32.0,
     flush_duration=Histogram((0.001, 0.01), (1, 2, 3), 0.5),

@@ -16,11 +16,12 @@ from tradecore.http import security
 from tradecore.http.health import assess
 from tradecore.http.security import RateLimiter
 from tradecore.http.server import SideServer
-from tradecore.snapshot import ConnectionState
+from tradecore.snapshot import ConnectionState, SymbolState
 
 PATHS = ("/", "/health", "/health/db", "/health/binance", "/ready", "/live", "/metrics")
 
 AWAY = {"database__reachable": False, "database__last_error": "connection refused"}
+STALE = SymbolState("ETHUSDT", 5, 9, 77.0, stale=True)
 DEAD_FEED = {
     "connections": (
         ConnectionState(name="A0", line="A", state="backing_off", streams=6, data_age_s=None),
@@ -91,11 +92,14 @@ def assert_secure(headers):
     ("changes", "status", "codes"),
     [
         ({}, "ok", []),
-        ({"holes": 99, "counters__trades_parked": 5}, "ok", []),
+        ({"holes__open": 99, "counters__trades_parked": 5}, "ok", []),
+        ({"symbols": (STALE,)}, "degraded", ["symbols_stale"]),
+        ({"counters__trades_far_below": 1}, "degraded", ["ids_far_below"]),
+        ({"connections": (), "shards__held": 0}, "ok", []),
         ({**AWAY, "database__away_s": 0.0}, "degraded", ["database_away"]),
         ({**AWAY, "database__away_s": 30.0}, "degraded", ["database_away"]),
         ({**AWAY, "database__away_s": 30.1}, "failed", ["database_away"]),
-        ({"connections": ()}, "failed", ["no_live_stream"]),
+        ({"connections": (), "shards__total": 0}, "failed", ["no_live_stream"]),
         (DEAD_FEED, "failed", ["no_live_stream"]),
         ({"connections": (connection("stale", 6),)}, "failed", ["no_live_stream"]),
         ({"connections": (connection("live", 0),)}, "failed", ["no_live_stream"]),
@@ -190,7 +194,31 @@ async def test_health_tells_everything():
             "reconnects": 1016,
             "gaps_detected": 1007,
             "trades_missing": 1008,
+            "trades_missing_arrived": 1017,
+            "trades_far_below": 0,
+            "trades_filled": 2039,
+            "rollovers": 1018,
             "holes": 7,
+        },
+        "completeness": {
+            "complete_through": "2023-11-14T22:13:21.250+00:00",
+            "holes": 7,
+            "ids_missing": 70,
+            "oldest_hole_age_s": 33.5,
+            "symbols_stale": 0,
+            "backfill": {
+                "under_way": 3,
+                "trades_filled": {"rest": 1019, "dump": 1020},
+                "holes_closed": {"filled": 1021, "absent": 1022},
+                "last_error": None,
+            },
+            "rest": {"used_weight": 1024, "limit_weight": 6000, "banned_s": 0.0},
+            "audit": {
+                "minutes_proven": 1026,
+                "minutes_mismatched": {"volume": 1027},
+                "minutes_unproven": 4,
+                "age_s": 1.5,
+            },
         },
         "rates": {"trades_received_per_s": 64.0, "trades_stored_per_s": 32.0},
     }
@@ -224,7 +252,14 @@ async def test_binance_health_lists_connections_and_symbols():
         "trades_received": 1001,
         "last_trade_id": 5_000_000_001,
         "last_trade_age_s": 0.25,
+        "complete_through": "2023-11-14T22:13:21.250+00:00",
+        "proven_through": "2023-11-14T22:13:00.000+00:00",
+        "holes": 2,
+        "ids_missing": 30,
+        "stale": False,
     }
+    assert answer["lines"][0]["first"] == 1028
+    assert answer["shards"] == {"held": 5, "total": 8}
     assert answer["symbols"]["ETHUSDT"]["last_trade_id"] is None
     assert json.loads(overall)["ring"]["absorbable_s"] is None
     async with serving(changed(**DEAD_FEED)) as server:

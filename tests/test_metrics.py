@@ -24,6 +24,8 @@ tradecore_trades_duplicate_total{}
 tradecore_trades_out_of_order_total{}
 tradecore_gaps_detected_total{}
 tradecore_trades_missing_total{}
+tradecore_trades_missing_arrived_total{}
+tradecore_trades_far_below_total{}
 tradecore_tickers_received_total{}
 tradecore_klines_received_total{}
 tradecore_trades_stored_total{}
@@ -45,6 +47,28 @@ tradecore_connection_state{connection,state}
 tradecore_pool_connections{state}
 tradecore_database_up{}
 tradecore_holes{}
+tradecore_holes_ids{}
+tradecore_holes_oldest_age_seconds{}
+tradecore_holes_closed_total{fate}
+tradecore_trades_filled_total{source}
+tradecore_backfill_retries_total{reason}
+tradecore_backfill_holes_under_way{}
+tradecore_rest_requests_total{endpoint,status}
+tradecore_rest_used_weight{}
+tradecore_rest_limit_weight{}
+tradecore_rest_banned_seconds{}
+tradecore_minutes_proven_total{}
+tradecore_minutes_mismatched_total{reason}
+tradecore_minutes_unproven{}
+tradecore_audit_age_seconds{}
+tradecore_symbols_stale{}
+tradecore_complete_through_timestamp_seconds{symbol}
+tradecore_line_trades_total{line,arrival}
+tradecore_line_missing_ids_total{line}
+tradecore_line_lag_seconds_total{line}
+tradecore_line_lag_samples_total{line}
+tradecore_rollovers_total{reason}
+tradecore_shards_held{}
 tradecore_start_timestamp_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
@@ -64,6 +88,8 @@ VALUES = {
     "trades_out_of_order_total": 1006,
     "gaps_detected_total": 1007,
     "trades_missing_total": 1008,
+    "trades_missing_arrived_total": 1017,
+    "trades_far_below_total": 0,
     "tickers_received_total": 1009,
     "klines_received_total": 1010,
     "trades_stored_total": 1011,
@@ -107,6 +133,37 @@ VALUES = {
     'pool_connections{state="used"}': 1,
     "database_up": 1,
     "holes": 7,
+    "holes_ids": 70,
+    "holes_oldest_age_seconds": 33.5,
+    'holes_closed_total{fate="filled"}': 1021,
+    'holes_closed_total{fate="absent"}': 1022,
+    'trades_filled_total{source="rest"}': 1019,
+    'trades_filled_total{source="dump"}': 1020,
+    'backfill_retries_total{reason="lag"}': 1023,
+    "backfill_holes_under_way": 3,
+    'rest_requests_total{endpoint="historicalTrades",status="200"}': 1025,
+    "rest_used_weight": 1024,
+    "rest_limit_weight": 6000,
+    "rest_banned_seconds": 0,
+    "minutes_proven_total": 1026,
+    'minutes_mismatched_total{reason="volume"}': 1027,
+    "minutes_unproven": 4,
+    "audit_age_seconds": 1.5,
+    "symbols_stale": 0,
+    'complete_through_timestamp_seconds{symbol="BTCUSDT"}': 1_700_000_001.25,
+    'line_trades_total{arrival="first",line="A"}': 1028,
+    'line_trades_total{arrival="late",line="A"}': 1029,
+    'line_trades_total{arrival="first",line="B"}': 1032,
+    'line_trades_total{arrival="late",line="B"}': 1033,
+    'line_missing_ids_total{line="A"}': 1030,
+    'line_missing_ids_total{line="B"}': 1034,
+    'line_lag_seconds_total{line="A"}': 0.75,
+    'line_lag_seconds_total{line="B"}': 2.75,
+    'line_lag_samples_total{line="A"}': 1031,
+    'line_lag_samples_total{line="B"}': 1035,
+    'rollovers_total{reason="age"}': 1018,
+    'rollovers_total{reason="stale"}': 0,
+    "shards_held": 5,
     "start_timestamp_seconds": 1_700_000_000.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,

@@ -111,6 +111,10 @@ class Continuity:
                 self.stored[symbol] = one.last_id
                 self._capture.seed(symbol, one.last_id, one.last_us)
 
+    def known(self) -> list[str]:
+        """Return the captured symbols of which something is stored."""
+        return [symbol for symbol in self._symbols() if symbol in self.stored]
+
     def last_id(self, symbol: str) -> int:
         """Return the newest id that was received or is stored; -1 for none."""
         received = self._capture.track(symbol).last_id

@@ -1,24 +1,41 @@
 """Reads the running daemon: rates and holes kept fresh, and the snapshot that others look at."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from tradecore import __version__, clock
+from tradecore.auditor import AuditStats
+from tradecore.backfill import FillStats
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
+from tradecore.continuity import Continuity
+from tradecore.errors import TransientStoreError
 from tradecore.feed.feed import Feed
 from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, FlushStats
+from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
+from tradecore.roster import Roster
 from tradecore.settings import Settings
+from tradecore.sharing import Sharing
 from tradecore.snapshot import (
+    Audit,
     ConnectionState,
     Counters,
     DatabaseState,
     Histogram,
+    Holes,
+    Line,
     PoolUse,
+    Repair,
     RingUse,
+    Shards,
     Snapshot,
     SymbolState,
+    VenueRest,
 )
+from tradecore.store.holes import HoleSummary
 from tradecore.store.store import Store
 
 RATE_WINDOW_S = 5
@@ -26,40 +43,51 @@ WATCH_INTERVAL_S = 1.0
 HOLES_INTERVAL_S = 5.0
 
 
-class Observer:
-    """Reads all parts; changes none."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is read."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        ring: Ring,
-        capture: Capture,
-        feed: Feed,
-        store: Store,
-        stats: FlushStats,
-    ) -> None:
+    ring: Ring
+    capture: Capture
+    feed: Feed
+    store: Store
+    flush: FlushStats
+    client: RestClient
+    fill: FillStats
+    audit: AuditStats
+    continuity: Continuity
+    roster: Roster
+    sharing: Sharing | None
+
+
+class Observer:
+    """Reads all parts; changes none, but for telling the continuity what the ledger holds."""
+
+    def __init__(self, settings: Settings, parts: Parts) -> None:
         self._settings = settings
-        self._ring = ring
-        self._capture = capture
-        self._feed = feed
-        self._store = store
-        self._stats = stats
+        self._parts = parts
         self._started_ns = clock.mono_ns()
         self._started_s = clock.wall_ns() / 1e9
         self._rates: deque[tuple[int, int, int]] = deque(maxlen=RATE_WINDOW_S + 1)
-        self._holes = 0
+        self._holes = HoleSummary(0, 0, None, {})
 
     async def watch(self) -> None:
-        """Keep the rates and the number of holes fresh."""
-        holes_due_ns = 0
+        """Keep the rates and the holes fresh; the holes at once when some were opened or filled."""
+        due_ns = 0
+        seen = (-1, -1)
+        parts = self._parts
         while True:
             now_ns = clock.mono_ns()
-            counters = self._capture.counters()
-            self._rates.append((now_ns, counters["trades"], self._stats.trades_stored))
-            if now_ns >= holes_due_ns:
-                holes_due_ns = now_ns + int(HOLES_INTERVAL_S * 1e9)
-                holes = await self._store.count_holes()
-                self._holes = self._holes if holes is None else holes
+            trades = parts.capture.counters()["trades"]
+            self._rates.append((now_ns, trades, parts.flush.trades_stored))
+            fill = parts.fill
+            changes = (parts.flush.holes_opened, fill.filled.total() + fill.ids_absent)
+            if now_ns >= due_ns or changes != seen:
+                due_ns = now_ns + int(HOLES_INTERVAL_S * 1e9)
+                seen = changes
+                with suppress(TransientStoreError):  # the last known numbers stay
+                    self._holes = await parts.store.hole_summary()
+                    parts.continuity.seed(await parts.store.bounds())
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     def _rate(self, which: int) -> float:
@@ -70,14 +98,15 @@ class Observer:
 
     def snapshot(self) -> Snapshot:
         """Read the whole daemon at this moment; plain integers, a few microseconds a symbol."""
+        parts = self._parts
         now_ns, wall_ns = clock.mono_ns(), clock.wall_ns()
-        counted = self._capture.counters()
-        stats = self._stats
-        exchange_counts, exchange_sum_us = self._capture.latency()
-        connections = self._feed.describe()
-        server = self._store.server
-        idle, used = self._store.pool_use()
-        oldest_ns = self._ring.oldest_recv_ns
+        counted = parts.capture.counters()
+        stats = parts.flush
+        exchange_counts, exchange_sum_us = parts.capture.latency()
+        connections = parts.feed.describe()
+        server = parts.store.server
+        idle, used = parts.store.pool_use()
+        oldest_ns = parts.ring.oldest_recv_ns
         reconnects = {"A": 0}
         for connection in connections:
             reconnects["AB"[connection.line]] = reconnects.get("AB"[connection.line], 0) + sum(
@@ -98,34 +127,33 @@ class Observer:
                 for c in connections
             ),
             streams_wanted=sum(c.streams for c in connections),
-            symbols=tuple(
-                SymbolState(symbol, received, last_id, _age_s(wall_ns, trade_us * 1000))
-                for symbol, (received, last_id, trade_us) in self._capture.received().items()
-            ),
+            symbols=tuple(self._symbols(wall_ns, oldest_ns)),
             ring=RingUse(
-                rows=self._ring.pending,
-                capacity=self._ring.capacity,
-                above_high_water=self._capture.above_high_water,
+                rows=parts.ring.pending,
+                capacity=parts.ring.capacity,
+                above_high_water=parts.capture.above_high_water,
                 oldest_age_s=max(0.0, _age_s(wall_ns, oldest_ns) or 0.0),
             ),
             database=DatabaseState(
-                embedded=self._store.embedded,
+                embedded=parts.store.embedded,
                 reachable=not stats.away_since_ns and server is not None,
                 away_s=(now_ns - stats.away_since_ns) / 1e9 if stats.away_since_ns else None,
                 server_version=server.version if server else None,
                 level=server.edition if server else None,
-                schema_version=self._store.schema_version,
+                schema_version=parts.store.schema_version,
                 last_error=stats.last_error,
             ),
             pool=PoolUse(idle=idle, used=used, limit=self._settings.db_pool_size),
             counters=Counters(
                 frames_received=counted["frames"],
-                frames_refused=self._capture.refused(),
+                frames_refused=parts.capture.refused(),
                 trades_refused={"ring_full": counted["ring_full"]},
                 trades_duplicate=counted["duplicate"] + stats.trades_duplicate,
                 trades_out_of_order=counted["out_of_order"],
                 gaps_detected=counted["gaps"],
                 trades_missing=counted["missing"],
+                trades_missing_arrived=counted["missing_arrived"],
+                trades_far_below=counted["far_below"],
                 tickers_received=counted["tickers"],
                 klines_received=counted["klines"],
                 trades_stored=stats.trades_stored,
@@ -134,8 +162,54 @@ class Observer:
                 klines_stored=stats.klines_stored,
                 flush_retries=dict(stats.retries),
                 reconnects=reconnects,
+                rollovers=_sum(c.rollovers for c in connections),
             ),
-            holes=self._holes,
+            holes=Holes(
+                open=self._holes.holes,
+                ids_missing=self._holes.ids_missing,
+                oldest_age_s=_age_s(wall_ns, (self._holes.oldest_detected_us or 0) * 1000),
+            ),
+            repair=Repair(
+                trades_filled=dict(parts.fill.filled),
+                holes_closed={
+                    "filled": parts.fill.holes_filled,
+                    "absent": parts.fill.holes_absent,
+                },
+                retries=dict(parts.fill.retries),
+                under_way=len(parts.fill.under_way),
+                last_error=parts.fill.last_error,
+            ),
+            rest=VenueRest(
+                used_weight=parts.client.budget.used_weight,
+                limit_weight=parts.client.budget.limit_weight,
+                banned_s=max(0.0, parts.client.budget.banned_until_s - wall_ns / 1e9),
+                requests={
+                    (endpoint, str(status)): count
+                    for (endpoint, status), count in parts.client.requests.items()
+                },
+            ),
+            audit=Audit(
+                matched=parts.audit.matched,
+                mismatches=dict(parts.audit.mismatches),
+                unproven=parts.audit.unproven,
+                age_s=_age_s(now_ns, parts.audit.last_ns),
+            ),
+            lines=tuple(
+                Line(
+                    name=name,
+                    first=line.first,
+                    late=line.late,
+                    missing=line.missing,
+                    lag_s_sum=line.lag_s_sum,
+                    lag_count=line.lag_count,
+                )
+                for name, line in zip(
+                    "AB"[: self._settings.feed_lines], parts.capture.lines(), strict=False
+                )
+            ),
+            shards=Shards(held=len(parts.sharing.held), total=parts.sharing.total)
+            if parts.sharing
+            else Shards(),
             received_per_s=self._rate(1),
             stored_per_s=self._rate(2),
             flush_duration=Histogram(
@@ -153,6 +227,37 @@ class Observer:
                 LATENCY_BOUNDS_S, tuple(stats.latency_counts.tolist()), stats.latency_sum_ns / 1e9
             ),
         )
+
+    def _symbols(self, wall_ns: int, oldest_ns: int) -> Iterator[SymbolState]:
+        """Complete through: up to the first hole, else up to what was received and is stored."""
+        parts = self._parts
+        ages = [c.last_data_age_s for c in parts.feed.describe() if c.last_data_age_s is not None]
+        heard_us = (wall_ns // 1000) - int(max(ages, default=0.0) * 1e6)
+        through_us = min(heard_us, oldest_ns // 1000) if oldest_ns else heard_us
+        stored = parts.continuity.stored
+        for symbol, (received, last_id, trade_us) in parts.capture.received().items():
+            if symbol not in parts.roster.symbols:
+                continue
+            holes = self._holes.by_symbol.get(symbol)
+            known = symbol in stored
+            yield SymbolState(
+                symbol,
+                received,
+                last_id,
+                _age_s(wall_ns, trade_us * 1000),
+                holes=holes.holes if holes else 0,
+                ids_missing=holes.ids if holes else 0,
+                complete_through_us=(holes.first_us if holes else through_us) if known else None,
+                proven_through_us=parts.audit.proven_us.get(symbol),
+                stale=symbol in parts.continuity.stale,
+            )
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def _age_s(now_ns: int, then_ns: int) -> float | None:

@@ -50,6 +50,15 @@ class SymbolState(NamedTuple):
     trades_received: int
     last_trade_id: int | None
     last_trade_age_s: float | None
+    holes: int = 0
+    ids_missing: int = 0
+    """In its open holes."""
+    complete_through_us: int | None = None
+    """Every trade up to this time is stored, as far as anyone can know; None before the first."""
+    proven_through_us: int | None = None
+    """Up to this time every minute equals the venue's own kline; None before the first."""
+    stale: bool = False
+    """The venue prints its trades and they do not come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +119,9 @@ class Counters:
     trades_out_of_order: int
     gaps_detected: int
     trades_missing: int
+    trades_missing_arrived: int
+    """Of the missing ones: came late, by the other line or the older connection."""
+    trades_far_below: int
     tickers_received: int
     klines_received: int
     trades_stored: int
@@ -118,6 +130,80 @@ class Counters:
     klines_stored: int
     flush_retries: Mapping[str, int]
     reconnects: Mapping[str, int]
+    rollovers: Mapping[str, int]
+    """Connections replaced without a break, by reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holes:
+    """Open holes in the stored trade ids."""
+
+    open: int = 0
+    ids_missing: int = 0
+    oldest_age_s: float | None = None
+    """Seconds since the oldest of them was detected; None without one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What the back-fill has done since the start."""
+
+    trades_filled: Mapping[str, int]
+    """By source: rest, dump."""
+    holes_closed: Mapping[str, int]
+    """By fate: filled, absent."""
+    retries: Mapping[str, int]
+    under_way: int
+    """Holes being filled at this moment."""
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VenueRest:
+    """The weight budget of the venue's REST interface."""
+
+    used_weight: int
+    limit_weight: int
+    banned_s: float
+    """Seconds until the venue may be asked again; 0.0 when it may be now."""
+    requests: Mapping[tuple[str, str], int]
+    """By endpoint and HTTP status, or a word where there was none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """The cross-check of stored minutes against the venue's klines."""
+
+    matched: int
+    mismatches: Mapping[str, int]
+    """By reason."""
+    unproven: int
+    """Minutes that are over and not proven yet."""
+    age_s: float | None
+    """Seconds since the last finished check; None before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One feed line, as seen from the trades."""
+
+    name: str
+    first: int
+    """Trades that it brought first."""
+    late: int
+    """Trades that the other line, or another connection, had brought before."""
+    missing: int
+    """Ids that it jumped over."""
+    lag_s_sum: float
+    lag_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """The share of the symbols; both 0 when SHARDS is off."""
+
+    held: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +241,12 @@ class Snapshot:
     database: DatabaseState
     pool: PoolUse
     counters: Counters
-    holes: int
-    """Open holes in the stored trade ids."""
+    holes: Holes
+    repair: Repair
+    rest: VenueRest
+    audit: Audit
+    lines: tuple[Line, ...]
+    shards: Shards
     received_per_s: float
     stored_per_s: float
     """Trades a second over the last few seconds."""
@@ -170,6 +260,11 @@ class Snapshot:
     def trades_received(self) -> int:
         """Trades of all symbols that came in, duplicates left out."""
         return sum(state.trades_received for state in self.symbols)
+
+    @property
+    def symbols_stale(self) -> int:
+        """Symbols whose trades do not come although the venue prints them."""
+        return sum(state.stale for state in self.symbols)
 
     @property
     def live_streams(self) -> int:

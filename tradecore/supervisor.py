@@ -1,37 +1,56 @@
 """Wire everything together, start it in order, watch it, and end it in order.
 
-Start: folder, ring (with the last run's rows), database, feed, side server. End (SIGTERM, SIGINT):
-feed first, so that nothing new comes; then the flusher drains the ring; then the rest. What could
-not be drained in time stays in the ring and is stored by the next start.
+Start: folder, ring (with the last run's rows), side server, database, feed, and what repairs and
+proves. End (SIGTERM, SIGINT): feed first, so that nothing new comes; then the flusher drains the
+ring; then the rest. What could not be drained in time stays in the ring and is stored by the next
+start.
 """
 
 import asyncio
 import ctypes
 import gc
 import logging
+import os
 import signal
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Any
 
 from tradecore import log as logs
 from tradecore import terminal
+from tradecore.auditor import Auditor
+from tradecore.backfill import Backfill, FillPolicy
 from tradecore.backpressure import Backpressure
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
+from tradecore.continuity import Continuity
 from tradecore.datadir import DataDir
 from tradecore.errors import EXIT_OK, TransientStoreError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.feed import Feed
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.http.server import SideServer
-from tradecore.observer import Observer
+from tradecore.observer import Observer, Parts
+from tradecore.rest import trades
+from tradecore.rest.budget import Budget
+from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
+from tradecore.roster import Roster, first_symbols
+from tradecore.schema import STREAM_KLINE, STREAM_TRADE
 from tradecore.settings import Settings
+from tradecore.sharing import Sharing, node_of
+from tradecore.store.leases import Leases
 from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)
 
 DRAIN_LIMIT_S = 20.0
 """How long a stop waits for the rows in the ring; the rest is stored by the next start."""
+
+_GRACE_S = 0.3
+_GRACE_OF_TWO_S = 2.0
+"""How long a fresh hole is left alone before the venue is asked."""
 
 
 class Supervisor:
@@ -40,43 +59,18 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
 
     async def run(self) -> int:
         """Capture until SIGTERM or SIGINT. Raises TradecoreError when it cannot start."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         async with AsyncExitStack() as stack:
             folder = DataDir(self._settings.data_dir)
             stack.callback(folder.close)
-            self._ring = Ring(folder.ring_path, self._settings.ring_capacity)
-            stack.callback(self._ring.sync)
-            for symbol in self._settings.symbols:
-                self._ring.intern(symbol)
-            self._conflator = Conflator(len(self._ring.symbols))
-            self._capture = Capture(self._ring, self._ring.symbols, self._conflator)
-            self._store = Store(self._settings, self._ring.symbols)
-            stack.push_async_callback(self._store.close)
-            self._feed = Feed(self._settings, self._make_listener)
-            pressure = Backpressure(
-                self._ring, self._capture, self._feed, lambda: len(self._feed.connections)
-            )
-            self._flusher = Flusher(
-                self._ring,
-                self._capture,
-                self._conflator,
-                self._store,
-                FlushPolicy(self._settings.batch_size, self._settings.batch_timeout_ms / 1e3),
-                after_release=pressure.after_release,
-            )
-            self._observer = Observer(
-                self._settings,
-                self._ring,
-                self._capture,
-                self._feed,
-                self._store,
-                self._flusher.stats,
-            )
+            self._make_parts(folder, stack)
             server = SideServer(
                 self._settings.http_host, self._settings.http_port, self._observer.snapshot
             )
@@ -87,10 +81,90 @@ class Supervisor:
         log.info("stopped", extra={"rows_left": self._ring.pending})
         return EXIT_OK
 
+    def _make_parts(self, folder: DataDir, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        self._ring = Ring(folder.ring_path, settings.ring_capacity)
+        stack.callback(self._ring.sync)
+        self._recovered_seq = self._ring.published_seq
+        for symbol in settings.symbols:
+            self._ring.intern(symbol)
+        conflator = Conflator(len(self._ring.symbols))
+        self._capture = Capture(self._ring, self._ring.symbols, conflator)
+        self._store = Store(settings, self._ring.symbols)
+        stack.push_async_callback(self._store.close)
+        client = RestClient(settings.rest_url, Budget.of(settings.data_dir, settings.rest_url))
+        stack.push_async_callback(client.close)
+        self._feed = Feed(
+            replace(settings, symbols=first_symbols(settings)),
+            self._make_listener,
+            symbol_id=self._ring.intern,
+            confirm=self._confirm,
+        )
+        self._roster = Roster(settings, self._ring, self._capture, self._feed, self._on_added)
+        pressure = Backpressure(
+            self._ring, self._capture, self._feed, lambda: len(self._feed.connections)
+        )
+        self._backfill = Backfill(
+            self._store,
+            client,
+            FillPolicy(
+                max_age_s=settings.backfill_max_age_s,
+                dump_url=settings.dump_url,
+                folder=settings.data_dir,
+            ),
+            grace=self._grace_s,
+            paused=self._is_busy,
+        )
+        self._continuity = Continuity(
+            self._capture,
+            lambda: self._roster.symbols,
+            lambda symbols: trades.last_ids(client, symbols),
+            self._backfill.reach,
+            self._feed.replace,
+            is_live=lambda: self._feed.live > 0 and not self._capture.above_high_water,
+        )
+        self._flusher = Flusher(
+            self._ring,
+            self._capture,
+            conflator,
+            self._store,
+            FlushPolicy(settings.batch_size, settings.batch_timeout_ms / 1e3),
+            after_release=pressure.after_release,
+            on_opened=self._backfill.wake,
+        )
+        self._auditor = Auditor(
+            self._store,
+            lambda: self._continuity.known(),
+            lambda symbol, trade_id: (self._capture.track(symbol).last_id or -1) >= trade_id,
+            self._backfill.reach,
+            lambda symbol, first_us, last_us: trades.klines(client, symbol, first_us, last_us),
+        )
+        self._sharing: Sharing | None = None
+        if settings.shards:
+            leases = Leases(lambda: self._store.pool, node_of(settings), settings.shards)
+            self._sharing = Sharing(leases, settings.shards, self._roster.share)
+        self._observer = Observer(
+            settings,
+            Parts(
+                self._ring,
+                self._capture,
+                self._feed,
+                self._store,
+                self._flusher.stats,
+                client,
+                self._backfill.stats,
+                self._auditor.stats,
+                self._continuity,
+                self._roster,
+                self._sharing,
+            ),
+        )
+
     async def _open_store(self) -> None:
         """Open the database; one that is down is waited for while capture already runs."""
         try:
             await self._store.open()
+            self._continuity.seed(await self._store.bounds())
         except TransientStoreError as error:
             log.warning(
                 "database is down; capture starts all the same and rows wait in the ring",
@@ -104,17 +178,24 @@ class Supervisor:
         _settle_memory()
         flush = asyncio.create_task(self._flusher.run(), name="flusher")
         feed = asyncio.create_task(self._feed.run(), name="feed")
-        watch = asyncio.create_task(self._observer.watch(), name="watch")
-        stop = asyncio.create_task(self._stop.wait(), name="stop")
-        tasks: set[asyncio.Task[object]] = {flush, feed, watch, stop}
+        helpers: dict[str, Coroutine[Any, Any, object]] = {
+            "stop": self._stop.wait(),
+            "reload": self._follow_reloads(),
+            "watch": self._observer.watch(),
+            "continuity": self._watch_continuity(),
+            "backfill": self._backfill.run(),
+        }
+        if STREAM_KLINE in self._settings.streams and STREAM_TRADE in self._settings.streams:
+            helpers["auditor"] = self._auditor.run()
+        if self._sharing is not None:
+            helpers["sharing"] = self._sharing.run()
         if logs.on_terminal():
-            tasks.add(
-                asyncio.create_task(terminal.show(self._observer.snapshot), name="terminal line")
-            )
+            helpers["terminal line"] = terminal.show(self._observer.snapshot)
+        others = {asyncio.create_task(work, name=name) for name, work in helpers.items()}
         log.info(
             "capturing",
             extra={
-                "symbols": len(self._settings.symbols),
+                "symbols": len(self._roster.symbols),
                 "streams": list(self._settings.streams),
                 "connections": len(self._feed.connections),
                 "http": f"http://{self._settings.http_host}:{server.port}",
@@ -122,12 +203,17 @@ class Supervisor:
         )
         try:
             # All but `stop` end only by a bug, which their result() raises.
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {flush, feed, *others}, return_when=asyncio.FIRST_COMPLETED
+            )
             for task in done:
                 task.result()
+            await _cancel(*(task for task in others if task.get_name() != "terminal line"))
             await self._drain(flush, feed)
+            if self._sharing is not None:
+                await self._sharing.close()
         finally:
-            await _cancel(*tasks)
+            await _cancel(flush, feed, *others)
 
     async def _drain(self, flush: "asyncio.Task[None]", feed: "asyncio.Task[None]") -> None:
         log.info("stopping: feed first, then the ring is drained")
@@ -145,6 +231,46 @@ class Supervisor:
                 "not everything could be stored; the rest stays in the ring for the next start",
                 extra={"rows": self._ring.pending, "error": self._flusher.stats.last_error},
             )
+
+    # -- what the parts ask of each other ------------------------------------------------------
+
+    async def _watch_continuity(self) -> None:
+        """Hold the ledger against the venue as soon as it can be read, then go on watching."""
+        while True:
+            try:
+                await self._store.open()
+                self._continuity.seed(await self._store.bounds())
+                break
+            except TransientStoreError:
+                await asyncio.sleep(1.0)  # the flusher reports it
+        while self._ring.durable_seq < self._recovered_seq:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.1)
+        if self._settings.backfill_max_age_s:
+            await self._continuity.look_back()
+        await self._continuity.run()
+
+    async def _follow_reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await self._roster.reload(os.environ)
+
+    async def _on_added(self, symbols: Sequence[str]) -> None:
+        """Take the marks of symbols that are captured from now on."""
+        with suppress(TransientStoreError):  # their first trades show the holes all the same
+            self._continuity.seed(await self._store.bounds())
+
+    async def _confirm(self, symbols: Sequence[str]) -> set[str]:
+        return await self._continuity.confirm(symbols)
+
+    def _grace_s(self, symbol: str) -> float:
+        """A hole may close by itself while two connections bring the same trades."""
+        several = self._settings.feed_lines > 1 or self._feed.rolling(symbol)
+        return _GRACE_OF_TWO_S if several else _GRACE_S
+
+    def _is_busy(self) -> bool:
+        """The rows of the ring come first."""
+        return self._capture.above_high_water or bool(self._flusher.stats.away_since_ns)
 
     def _make_listener(self, owner: object, line: int, epoch: int) -> FrameListener:
         return FrameListener(self._capture, owner, line, epoch)

@@ -27,7 +27,7 @@ def status_line(snapshot: Snapshot, columns: int) -> str:
         f"{snapshot.received_per_s:,.0f} trades/s",
         f"lag {_duration(ring.oldest_age_s)}",
         f"ring {ring.rows / ring.capacity:.1%}",
-        f"holes {snapshot.holes:,}",
+        f"holes {snapshot.holes.open:,}",
         f"connections {live}/{len(snapshot.connections)}",
         f"streams {snapshot.live_streams}/{snapshot.streams_wanted}",
         f"stored {snapshot.counters.trades_stored:,}",

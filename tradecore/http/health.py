@@ -6,12 +6,15 @@ shown as numbers and left to alerts: a hole of last week must not make a good da
 
 import math
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from tradecore.snapshot import LIVE, ConnectionState, Snapshot
 
 DATABASE_AWAY_LIMIT_S = 30.0
 """How long the database may be away before the daemon is no longer ready."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["ok", "degraded", "failed"]
 Part = Literal["database", "feed", "ring"]
@@ -67,6 +70,8 @@ def _database_reasons(snapshot: Snapshot) -> list[Reason]:
 
 
 def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
+    if snapshot.shards.total and not snapshot.shards.held:
+        return []  # the others capture all of them, and we stand by
     if snapshot.live_streams == 0:
         text = f"None of {snapshot.streams_wanted} streams is live; no trade comes in."
         return [Reason("no_live_stream", "feed", True, text)]
@@ -79,6 +84,13 @@ def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
     if snapshot.live_streams < snapshot.streams_wanted:
         text = f"Only {snapshot.live_streams} of {snapshot.streams_wanted} streams are live."
         reasons.append(Reason("streams_missing", "feed", False, text))
+    if stale := [state.symbol for state in snapshot.symbols if state.stale]:
+        shown = ", ".join(stale[:5]) + (f" and {len(stale) - 5} more" if len(stale) > 5 else "")
+        text = f"The venue prints trades that do not come: {shown}; connections are replaced."
+        reasons.append(Reason("symbols_stale", "feed", False, text))
+    if snapshot.counters.trades_far_below:
+        text = "Trade ids far below the last ones came: has the venue begun them anew? See the log."
+        reasons.append(Reason("ids_far_below", "feed", False, text))
     return reasons
 
 
@@ -114,8 +126,13 @@ def overall_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
             "reconnects": sum(counters.reconnects.values()),
             "gaps_detected": counters.gaps_detected,
             "trades_missing": counters.trades_missing,
-            "holes": snapshot.holes,
+            "trades_missing_arrived": counters.trades_missing_arrived,
+            "trades_far_below": counters.trades_far_below,
+            "trades_filled": sum(snapshot.repair.trades_filled.values()),
+            "rollovers": sum(counters.rollovers.values()),
+            "holes": snapshot.holes.open,
         },
+        "completeness": _completeness(snapshot),
         "rates": {
             "trades_received_per_s": round(snapshot.received_per_s, 1),
             "trades_stored_per_s": round(snapshot.stored_per_s, 1),
@@ -139,13 +156,49 @@ def binance_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
         **_verdict(health.of("feed")),
         **_feed(snapshot),
         "connections": [_connection(connection) for connection in snapshot.connections],
+        "lines": [asdict(line) for line in snapshot.lines],
+        "shards": asdict(snapshot.shards),
         "symbols": {
             state.symbol: {
                 "trades_received": state.trades_received,
                 "last_trade_id": state.last_trade_id,
                 "last_trade_age_s": _rounded(state.last_trade_age_s),
+                "complete_through": _iso(state.complete_through_us),
+                "proven_through": _iso(state.proven_through_us),
+                "holes": state.holes,
+                "ids_missing": state.ids_missing,
+                "stale": state.stale,
             }
             for state in snapshot.symbols
+        },
+    }
+
+
+def _completeness(snapshot: Snapshot) -> dict[str, Any]:
+    known = [one.complete_through_us for one in snapshot.symbols if one.complete_through_us]
+    repair, rest, audit = snapshot.repair, snapshot.rest, snapshot.audit
+    return {
+        "complete_through": _iso(min(known, default=None)),
+        "holes": snapshot.holes.open,
+        "ids_missing": snapshot.holes.ids_missing,
+        "oldest_hole_age_s": _rounded(snapshot.holes.oldest_age_s),
+        "symbols_stale": snapshot.symbols_stale,
+        "backfill": {
+            "under_way": repair.under_way,
+            "trades_filled": dict(repair.trades_filled),
+            "holes_closed": dict(repair.holes_closed),
+            "last_error": repair.last_error,
+        },
+        "rest": {
+            "used_weight": rest.used_weight,
+            "limit_weight": rest.limit_weight,
+            "banned_s": round(rest.banned_s, 1),
+        },
+        "audit": {
+            "minutes_proven": audit.matched,
+            "minutes_mismatched": dict(audit.mismatches),
+            "minutes_unproven": audit.unproven,
+            "age_s": _rounded(audit.age_s),
         },
     }
 
@@ -185,6 +238,12 @@ def _ring(snapshot: Snapshot) -> dict[str, Any]:
         # JSON has no infinity: null means that nothing comes in, so no outage fills the ring.
         "absorbable_s": _rounded(snapshot.absorbable_s),
     }
+
+
+def _iso(time_us: int | None) -> str | None:
+    if time_us is None:
+        return None
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="milliseconds")
 
 
 def _rounded(value_s: float | None) -> float | None:

@@ -1,0 +1,102 @@
+"""Which symbols this daemon captures, and how that changes while it runs.
+
+Two things change it: SIGHUP, after which SETTINGS_FILE is read again, and, where several daemons
+share the symbols, a change of the shards that are ours.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import fields, replace
+
+from tradecore import shards
+from tradecore.capture import Capture
+from tradecore.errors import DataDirError, SettingsError
+from tradecore.feed.feed import Feed
+from tradecore.ring import Ring
+from tradecore.settings import VARIABLES, Settings, load
+
+log = logging.getLogger(__name__)
+
+_CHANGEABLE = ("symbols", "streams")
+
+
+def first_symbols(settings: Settings) -> tuple[str, ...]:
+    """Return the symbols to begin with: all, or none before the first shards are ours."""
+    return () if settings.shards else settings.symbols
+
+
+class Roster:
+    """The symbols of today; `symbols` is replaced as a whole when they change."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ring: Ring,
+        capture: Capture,
+        feed: Feed,
+        on_added: Callable[[Sequence[str]], Awaitable[None]],
+    ) -> None:
+        """`on_added(symbols)` is called before symbols are subscribed that were not so before."""
+        self.symbols = first_symbols(settings)
+        self._settings = settings
+        self._ring = ring
+        self._capture = capture
+        self._feed = feed
+        self._on_added = on_added
+        self._held: frozenset[int] = frozenset()
+        self._changing = asyncio.Lock()
+
+    async def share(self, held: frozenset[int]) -> None:
+        """Capture the symbols of these shards."""
+        self._held = held
+        await self._apply()
+
+    async def reload(self, environ: Mapping[str, str]) -> None:
+        """Read the settings again and follow them as far as a running daemon can."""
+        try:
+            new = load(environ)
+        except SettingsError as error:
+            log.error(
+                "SIGHUP: the settings are wrong; going on with the present ones",
+                extra={"problems": error.problems},
+            )
+            return
+        others = [
+            VARIABLES[one.name].name
+            for one in fields(Settings)
+            if one.name not in _CHANGEABLE
+            and getattr(new, one.name) != getattr(self._settings, one.name)
+        ]
+        if others:
+            log.warning(
+                "SIGHUP: these settings change with a restart only", extra={"settings": others}
+            )
+        self._settings = replace(self._settings, symbols=new.symbols, streams=new.streams)
+        await self._apply()
+
+    async def _apply(self) -> None:
+        async with self._changing:
+            settings = self._settings
+            wanted = settings.symbols
+            if settings.shards:
+                wanted = tuple(shards.symbols_of(wanted, settings.shards, self._held))
+            added = [symbol for symbol in wanted if symbol not in self.symbols]
+            gone = [symbol for symbol in self.symbols if symbol not in wanted]
+            try:
+                for symbol in added:
+                    self._ring.intern(symbol)
+            except DataDirError as error:
+                log.error(
+                    "symbols cannot be added; going on with the present ones",
+                    extra={"error": str(error), "symbols": added},
+                )
+                return
+            self._capture.grow()
+            await self._on_added(added)
+            self.symbols = wanted
+            await self._feed.apply(wanted, settings.streams)
+            log.info(
+                "subscriptions changed",
+                extra={"symbols": len(wanted), "added": added, "gone": gone},
+            )

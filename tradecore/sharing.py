@@ -1,0 +1,90 @@
+"""Keeps this daemon's share of the symbols: shards held by lease in the database.
+
+Which daemon captures what is a question of cost, not of truth: the ledger takes each trade once,
+whoever brings it. So while the database cannot be asked, a daemon goes on with the shards that it
+had. Others can have taken them over only if the database is away from us alone, and then both
+capture the same for a while.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from socket import gethostname
+from zlib import crc32
+
+from tradecore import clock
+from tradecore.errors import TransientStoreError
+from tradecore.log import once_per
+from tradecore.settings import Settings
+from tradecore.store.leases import Leases
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+
+LINGER_S = 5.0
+"""How long symbols that another daemon has taken over are captured on."""
+
+
+class Sharing:
+    """`run` it until it is cancelled; `held` is what this daemon captures."""
+
+    def __init__(
+        self, leases: Leases, shards: int, apply: Callable[[frozenset[int]], Awaitable[None]]
+    ) -> None:
+        """`apply(held)` makes the feed follow; it is called whenever the share has changed."""
+        self._leases = leases
+        self._apply = apply
+        self._lost_s: dict[int, float] = {}
+        self.total = shards
+        self.held: frozenset[int] = frozenset()
+
+    async def run(self) -> None:
+        """Renew, take and give back leases twice a second."""
+        while True:
+            try:
+                held = await self._leases.tick()
+            except TransientStoreError as error:
+                once_per(log, "leases").warning(
+                    "leases cannot be renewed; capturing the same symbols on",
+                    extra={"held": len(self.held), "error": str(error)},
+                )
+            else:
+                await self._follow(held, clock.mono_ns() / 1e9)
+            await asyncio.sleep(TICK_S)
+
+    async def close(self) -> None:
+        """Hand everything over at once; others take it within a tick."""
+        try:
+            await self._leases.release()
+        except TransientStoreError as error:
+            log.warning(
+                "leases could not be given back; they expire by themselves",
+                extra={"error": str(error)},
+            )
+
+    async def _follow(self, held: frozenset[int], now_s: float) -> None:
+        """Capture what is ours, and for a while what was: the new owner has to connect first."""
+        for shard in self.held - held:
+            self._lost_s.setdefault(shard, now_s)
+        self._lost_s = {
+            shard: since_s
+            for shard, since_s in self._lost_s.items()
+            if shard not in held and now_s - since_s < LINGER_S
+        }
+        captured = held | self._lost_s.keys()
+        if captured != self.held:
+            log.info(
+                "share of the symbols changed",
+                extra={"shards": sorted(captured), "before": sorted(self.held)},
+            )
+            self.held = captured
+            await self._apply(captured)
+
+
+def node_of(settings: Settings) -> str:
+    """Return NODE_NAME, or a name that another start on this host with this DATA_DIR has too."""
+    if settings.node_name:
+        return settings.node_name
+    folder = crc32(str(settings.data_dir.absolute()).encode())
+    return f"{gethostname()[:48]}-{folder:08x}"
