@@ -122,7 +122,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="from here on, also before the first stored trade; a date or time (UTC), or 3d ago",
     )
     backfill.add_argument(
-        "--to", dest="to_text", metavar="TIME", help="up to here; without it up to now"
+        "--to", dest="to_text", metavar="TIME", help="only holes from before this"
     )
     backfill.add_argument(
         "--source",

@@ -114,7 +114,10 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
     outcome = _Outcome()
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(Progress("filling"))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tradecore-dumps-")))
+        # A long day has gigabytes: where /tmp is memory that would be too much.
+        place = settings.data_dir if settings.data_dir.is_dir() else None
+        draft = tempfile.TemporaryDirectory(prefix="backfill-", dir=place)
+        folder = Path(stack.enter_context(draft))
         client = open_client(settings)
         stack.push_async_callback(client.close)
         policy = FillPolicy(

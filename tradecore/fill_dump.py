@@ -46,6 +46,7 @@ class Dumps:
         self._folder = folder
         self._write = write
         self._turn = asyncio.Lock()
+        self._is_clean = False
 
     async def read(self, symbol: str, day: date, spans: Sequence[Span]) -> DumpRead | None:
         """Store what the dump of a day has of `spans`, which ascend; None when it is not there.
@@ -59,7 +60,9 @@ class Dumps:
     async def fetched(self, symbol: str, day: date) -> AsyncIterator[Path | None]:
         """Fetch the dump of a day for the block; None when it is not there."""
         async with self._turn:
-            await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+            if not self._is_clean:
+                await asyncio.to_thread(self._clean)
+                self._is_clean = True
             path = await dump.fetch_day(self._base_url, symbol, day, self._folder)
             try:
                 yield path
@@ -67,6 +70,12 @@ class Dumps:
                 if path is not None:
                     with suppress(FileNotFoundError):
                         path.unlink()
+
+    def _clean(self) -> None:
+        """Make the folder; take away what a killed process has left there."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.glob("*-trades-*.zip*"):
+            path.unlink(missing_ok=True)
 
     async def _read(self, path: Path, symbol: str, spans: Sequence[Span]) -> DumpRead:
         stored, jumps = 0, []
