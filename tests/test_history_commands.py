@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+import termios
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 from fill_desk import Desk, desk, today_us
 
+from tradecore.datadir import DataDir
 from tradecore.simulate.market import Market
+from tradecore.store.embedded import EmbeddedPostgres
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
 DAYS = {"epoch": -3 * 86_400, "rate": 0.2, "first_id": 1000}
@@ -309,3 +312,60 @@ async def test_import_refuses(migrated_database: str, tmp_path: Path) -> None:
     result = await tradecore(environ, "import", str(nameless))
     assert result.code == 5, result
     assert "--symbol" in result.of("file")[0]["error"]
+
+
+# ---- where it is called ----------------------------------------------------------------------
+
+
+async def test_beside_a_running_daemon(tmp_path: Path, short_dir: Path) -> None:
+    """The daemon's own database and DATA_DIR are shared; its server is left running."""
+    data_dir = DataDir(short_dir / "data")  # what a daemon holds
+    server = EmbeddedPostgres(short_dir / "data")
+    dsn = str(await server.start())
+    try:
+        async with desk(dsn, short_dir / "data", first_id=1000) as d:
+            await d.store.open()
+            await d.capture(BTC, (3000, 3010), (4000, 4010))
+            environ = {name: text for name, text in d.environ.items() if name != "DATABASE_URL"}
+            result = await tradecore(environ, "backfill", "--from", "1h")
+            assert result.code == 0, result
+            await d.prove(BTC, 1000, 4010)
+            path = tmp_path / "x.csv"
+            path.write_text(csv_of(d.market, BTC, 3000, 5000))
+            result = await tradecore(environ, "import", "--symbol", BTC, str(path))
+            assert (result.code, result.summary["duplicate"]) == (0, 1011), result
+            await d.prove(BTC, 1000, 5000)
+            assert server.running
+    finally:
+        await server.stop()
+        data_dir.close()
+
+
+async def test_import_makes_its_own_database(short_dir: Path) -> None:
+    """Without a daemon, a DATABASE_URL and a database: one is made, and stopped again."""
+    path = short_dir / f"{BTC}-trades-2026-01-02.csv"
+    path.write_text(csv_of(Market(first_id={"*": 1000}), BTC, 1000, 2000))
+    environ = {"DATA_DIR": str(short_dir / "data")}
+    assert (await tradecore(environ, "import", str(path))).summary["stored"] == 1001
+    assert not (short_dir / "data/postgres/cluster/postmaster.pid").exists()
+    assert (await tradecore(environ, "import", str(path))).summary["duplicate"] == 1001
+
+
+async def test_a_terminal_shows_a_bar_and_lines(
+    migrated_database: str, tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    ours, theirs = terminal
+    termios.tcsetwinsize(theirs, (24, 120))
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1010), (3000, 3010))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tradecore", "backfill", env={**os.environ, **d.environ},
+            stdout=theirs,
+        )  # fmt: skip
+        code = await asyncio.wait_for(process.wait(), LIMIT_S)
+        text = os.read(ours, 1 << 16).decode()
+        assert code == 0, text
+        assert "filling" in text
+        assert "1,989 trades stored (1,989 by REST, 0 from dumps), 1 holes filled" in text
+        os.close(ours)
+        os.close(theirs)

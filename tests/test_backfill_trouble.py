@@ -1,0 +1,131 @@
+"""The back-fill when something is in its way: database, venue, refused rows, very many holes."""
+
+from pathlib import Path
+
+import asyncpg
+import pytest
+from fakes import simulated_exchange
+from fill_desk import Desk, desk, running, until
+
+from tradecore import backfill as module
+from tradecore.store.embedded import EmbeddedPostgres
+
+BTC, ETH = "BTCUSDT", "ETHUSDT"
+
+
+async def test_the_database_goes_away(pg_server: EmbeddedPostgres, tmp_path: Path) -> None:
+    dsn = str(pg_server.dsn)
+    async with simulated_exchange(rate=60, epoch=-900, first_id=1000, symbols=BTC) as exchange:
+        d = Desk(exchange, dsn, None, tmp_path)
+        await d.store.open()
+        await d.capture(BTC, (1000, 1000), (30_000, 30_000))
+        backfill = d.backfill()
+        try:
+            async with running(backfill):
+                await until(lambda: backfill.stats.filled["rest"] > 2000)
+                await pg_server.stop()
+                await until(lambda: backfill.stats.retries["database"] > 0)
+                await pg_server.start()
+                await until(lambda: d.whole(BTC, 1000, 30_000))
+            d.conn = await asyncpg.connect(dsn)
+            await d.prove(BTC, 1000, 30_000)
+            await d.conn.close()
+        finally:
+            await d.client.close()
+            await d.store.close()
+
+
+async def test_rows_that_the_database_refuses(migrated_database: str, tmp_path: Path) -> None:
+    """They stay a hole, parked once, and neither stop the others nor ask the venue for ever."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.conn.execute("ALTER TABLE raw_trades ADD CHECK (trade_id NOT IN (1050, 1051))")
+        await d.capture(BTC, (1000, 1000), (1100, 1100), (1200, 1200))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1052, 1200))
+            await until(lambda: d.whole(BTC, 1000, 1049))
+            await until(lambda: any("dead_letters" in one.why for one in backfill.stats.under_way))
+        (hole,) = await d.store.open_holes()
+        assert hole[1:3] == (1050, 1051)
+        assert d.client.requests["historicalTrades", "200"] < 10
+        assert await d.conn.fetchval("SELECT count(*) FROM dead_letters") == 2
+
+
+async def test_newest_first_and_bounded(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More holes than are held in memory: all are filled, the newest first."""
+    monkeypatch.setattr(module, "MAX_HOLES", 4)
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        spans = [(i, i + 5) for i in range(1000, 7000, 500)]
+        await d.capture(BTC, *spans)
+        backfill = d.backfill(look_s=0.2)
+        held = []
+
+        async def whole() -> bool:
+            held.append(len(backfill._works))
+            return await d.whole(BTC, 1000, spans[-1][1])
+
+        async with running(backfill):
+            backfill.wake([(BTC, first - 494, first - 1) for first, _ in spans[1:]])
+            await until(whole)
+        assert max(held) <= 4
+        await d.prove(BTC, 1000, spans[-1][1])
+        order = [
+            row["first_id"]
+            for row in await d.conn.fetch("SELECT first_id FROM trade_gaps ORDER BY filled_at")
+        ]
+        # Those told of by `wake` have no time of their own: the first four may come as they like.
+        assert sorted(order[4:], reverse=True) == order[4:]
+
+
+async def test_a_venue_that_hangs_and_comes_back(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000, rest_hang=3) as d:
+        await d.capture(BTC, (1000, 1000), (1200, 1200))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 1200))
+        await d.prove(BTC, 1000, 1200)
+
+
+async def test_one_bad_hole_does_not_keep_another_waiting(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """Ids beyond the venue's newest, as after a re-listing: asked ever more seldom."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.conn.execute("INSERT INTO trade_symbols VALUES ($1)", ETH)
+        await d.conn.execute(
+            "INSERT INTO trade_coverage VALUES ($1, 10, 10, now(), now()),"
+            " ($1, $2, $2, now(), now())",
+            ETH,
+            10**12,
+        )
+        await d.conn.execute(
+            "INSERT INTO trade_gaps (symbol, first_id, last_id, cause)"
+            " VALUES ($1, 11, $2, 'venue')",
+            ETH,
+            10**12 - 1,
+        )
+        await d.capture(BTC, (1000, 1000), (5000, 5000))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 5000))
+            await until(lambda: backfill.stats.retries["lag"] > 2)
+        assert backfill.stats.under_way[0].symbol == ETH
+        assert "does not have these trades yet" in backfill.stats.under_way[0].why
+
+
+async def test_cancelled_in_the_middle(migrated_database: str, tmp_path: Path) -> None:
+    """What was stored until then is whole, and the next run goes on."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1000), (20_000, 20_000))
+        for _ in range(3):
+            backfill = d.backfill()
+            async with running(backfill):
+                await until(lambda stats=backfill.stats: stats.filled["rest"] > 0)
+        (hole,) = await d.store.open_holes()
+        assert hole.first_id == 1001
+        async with running(d.backfill()):
+            await until(lambda: d.whole(BTC, 1000, 20_000))
+        await d.prove(BTC, 1000, 20_000)
+        assert [row[2:] for row in await d.gaps(BTC)] == [("filled", "rest")]
