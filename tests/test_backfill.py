@@ -59,6 +59,20 @@ async def test_a_hole_shrinks_from_above(migrated_database: str, tmp_path: Path)
         assert len(left) > 1, "it was seen while it shrank"
 
 
+async def test_one_page_fills_all_holes_that_it_reaches(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, *((i, i + 8) for i in range(1000, 3000, 10)), (3000, 3000))
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 3000))
+            await until(lambda: backfill.stats.holes_filled == 200)
+        assert d.client.requests.total() <= 3
+        assert backfill.stats.filled["rest"] == 200
+        await d.prove(BTC, 1000, 3000)
+
+
 async def test_fresh_ids_come_from_memory_while_the_database_lags(
     migrated_database: str, tmp_path: Path
 ) -> None:

@@ -55,6 +55,10 @@ def test_pages_go_from_above() -> None:
     assert fill_plan.page_from_above(Span(1, 2500)) == Asked(1501, 1000)
     assert fill_plan.page_from_above(Span(1, 500)) == Asked(1, 500)
     assert fill_plan.page_from_above(Span(7, 7)) == Asked(7, 1)
+    others = [Span(1, 3), Span(2, 6), Span(9, 9), Span(2000, 2001)]
+    assert fill_plan.page_from_above(Span(12, 14), others) == Asked(1, 14)
+    assert fill_plan.page_from_above(Span(1005, 1005), others) == Asked(6, 1000)
+    assert fill_plan.page_from_above(Span(1010, 1010), others[2:]) == Asked(1010, 1)
     assert fill_plan.probe_from_below(Span(10, 12)) == Asked(9, 5)
     assert fill_plan.probe_from_below(Span(10, 9_999)) == Asked(9, 1000)
     assert fill_plan.probe_from_below(Span(10, 12), wide=True) == Asked(0, 1000)

@@ -77,7 +77,7 @@ class Backfill:
         self._grace = grace
         self._paused = paused
         self._on_progress = on_progress
-        self._filler = Filler(store, client, policy, self.stats, lost_spans=self._lost_spans)
+        self._filler = Filler(store, client, policy, self.stats, works_of=self._works_of)
         self._works: dict[tuple[str, int], Work] = {}
         self._reaches: dict[str, Reach] = {}
         self._busy: dict[str, Work | Reach] = {}
@@ -175,7 +175,7 @@ class Backfill:
             for work in self._all()
             if work.not_before_s <= now_s and work.symbol not in self._busy
         ]
-        due.sort(key=lambda work: work.above_us, reverse=True)
+        due.sort(key=_age_order, reverse=True)
         for work in due:
             if len(self._busy) >= self._policy.workers:
                 return
@@ -352,16 +352,16 @@ class Backfill:
             return
         if self._left is None and len(self._works) >= MAX_HOLES:
             # The newest matter most; the next look finds the others.
-            oldest = min(self._works.values(), key=lambda one: one.above_us)
-            if oldest.above_us >= work.above_us or oldest.symbol in self._busy:
+            oldest = min(self._works.values(), key=_age_order)
+            if _age_order(oldest) >= _age_order(work) or oldest.symbol in self._busy:
                 return
             del self._works[oldest.key]
         self._works[work.key] = work
         if work.below_us is None:
             self._next_look_s = min(self._next_look_s, _now_s() + _LOOK_AGAIN_S)
 
-    def _lost_spans(self, symbol: str) -> list[Span]:
-        return [work.span for work in self._works.values() if work.symbol == symbol and work.lost]
+    def _works_of(self, symbol: str) -> list[Work]:
+        return [work for work in self._works.values() if work.symbol == symbol]
 
     def _under_way(self) -> tuple[UnderWay, ...]:
         begun = (
@@ -371,7 +371,7 @@ class Backfill:
         )
         return tuple(
             UnderWay(work.symbol, work.first_id, work.last_id, work.filled, work.why)
-            for work in sorted(begun, key=lambda one: one.above_us, reverse=True)[:20]
+            for work in sorted(begun, key=_age_order, reverse=True)[:20]
         )
 
     def _oldest_us(self) -> int:
@@ -387,6 +387,11 @@ class Backfill:
             Backoff(policy.lag_base_s, policy.lag_cap_s),
             Backoff(policy.trouble_base_s, policy.trouble_cap_s),
         )
+
+
+def _age_order(work: Work | Reach) -> tuple[int, int]:
+    """Order by time; those told of by `wake` have none of their own."""
+    return work.above_us, work.last_id
 
 
 def _now_s() -> float:

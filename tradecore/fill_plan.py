@@ -63,9 +63,16 @@ class Told(NamedTuple):
         return self.high - self.low
 
 
-def page_from_above(hole: Span) -> Asked:
-    """Return the page that ends with the hole, so that the hole shrinks from above."""
-    from_id = max(hole.first_id, hole.last_id - PAGE_ROWS + 1)
+def page_from_above(hole: Span, others: Iterable[Span] = ()) -> Asked:
+    """Return the page that ends with the hole, so that the hole shrinks from above.
+
+    It is as long as needed to have what fits of `others`, holes of the same symbol, as well.
+    """
+    lowest = max(0, hole.last_id - PAGE_ROWS + 1)
+    from_id = max(hole.first_id, lowest)
+    for other in others:
+        if other.first_id < from_id and other.last_id >= lowest:
+            from_id = max(other.first_id, lowest)
     return Asked(from_id, hole.last_id - from_id + 1)
 
 

@@ -4,7 +4,8 @@ A step asks the ledger first what is still missing: another host, the other line
 may have brought it. Then, as far as that goes:
 
     newest    for holes among the newest 1,000 ids, once: this comes from the venue's memory
-    page      the highest 1,000 ids of the hole, again and again; the hole shrinks from above
+    page      the highest 1,000 ids of the hole, again and again; the hole shrinks from above, and
+              holes of the symbol that lie so near are filled by the same page
     probe     a page that had nothing of the hole: does the venue serve the trade below it?
     dump      it does not, so REST no longer has the ids: the daily dumps of the days in between
     confirm   it does, and passes over the ids: the same again some seconds later, since the
@@ -29,6 +30,7 @@ from tradecore.fill_write import Writer
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
 from tradecore.store.ledger import HoleId, Span
+from tradecore.store.sink import WriteResult
 from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,14 +63,14 @@ class Filler:
         policy: FillPolicy,
         stats: FillStats,
         *,
-        lost_spans: Callable[[str], list[Span]],
+        works_of: Callable[[str], list[Work]],
     ) -> None:
-        """`lost_spans` gives all holes of a symbol that only a dump can fill."""
+        """`works_of` gives all holes of a symbol that wait to be filled."""
         self._store = store
         self._client = client
         self._policy = policy
         self._stats = stats
-        self._lost_spans = lost_spans
+        self._works_of = works_of
         self._write = Writer(store, stats.retries)
         self._suspects: dict[tuple[str, int, int], _Suspect] = {}
         self._lag_us = 0
@@ -113,17 +115,19 @@ class Filler:
         ids = page.rows["trade_id"]
         if len(ids) == 0:
             return False
-        return await self._take(work, page.rows, Asked(int(ids[0]), fill_plan.PAGE_ROWS)) > 0
+        result = await self._take(work, page.rows, Asked(int(ids[0]), fill_plan.PAGE_ROWS))
+        return result.stored + result.duplicate > 0
 
     async def _page(self, work: Work) -> Step:
-        asked = fill_plan.page_from_above(work.span)
+        others = [one.span for one in self._works_of(work.symbol) if not one.lost]
+        asked = fill_plan.page_from_above(work.span, others)
         rows = await self._ask(work, asked)
         told = self._judge(work, rows, asked)
-        stored = await self._take(work, rows, asked)
+        result = await self._take(work, rows, asked)
         if told.ends_early:
             return self._lags(work)
         self._caught_up(work)
-        if told.inside and not stored:
+        if told.inside and result.parked and not result.stored:
             return self._refused_by_database(work)
         work.probing = not told.inside
         return Step()
@@ -132,8 +136,8 @@ class Filler:
         asked = await self._below(work)
         rows = await self._ask(work, asked)
         told = self._judge(work, rows, asked)
-        stored = await self._take(work, rows, asked)
-        if told.inside and not stored:
+        result = await self._take(work, rows, asked)
+        if told.inside and result.parked and not result.stored:
             return self._refused_by_database(work)
         if len(rows) == 0 or (told.ends_early and not told.inside):
             return self._lags(work)
@@ -185,27 +189,39 @@ class Filler:
                 f"the venue's reply for {work.symbol} from {asked.from_id} is not usable: {error}"
             ) from None
 
-    async def _take(self, work: Work, rows: Rows, asked: Asked) -> int:
-        """Store the rows of the hole and note what they pass over; return how many are new."""
+    async def _take(self, work: Work, rows: Rows, asked: Asked) -> WriteResult:
+        """Store the rows of this hole and of others that they reach; note what they pass over."""
         told = self._judge(work, rows, asked)
-        stored = 0
+        ids = rows["trade_id"]
+        works = self._reached(work, ids)
+        chosen = rows[fill_plan.select(ids, [one.span for one in works])]
         if told.inside:
-            stored = await self._store_rows(work, rows[told.low : told.high], "rest")
             work.above_us = min(work.above_us, int(rows["trade_us"][told.low]))
-        for jump in told.jumps:
-            self._suspect(work.symbol, jump, asked)
-        return stored
-
-    async def _store_rows(self, work: Work, rows: Rows, source: str) -> int:
-        result = await self._write(work.symbol, rows, source)
-        self._stats.filled[source] += result.stored
-        work.filled += result.stored
-        done = result.stored + result.duplicate
-        if done:
+        result = WriteResult()
+        if len(chosen):
+            result = await self._write(work.symbol, chosen, "rest")
+            self._stats.filled["rest"] += result.stored
+        if result.stored or result.duplicate:
             work.fruitless = 0
             work.lag.reset()
             work.trouble.reset()
-        return done
+        for one in works:
+            if result.stored:
+                one.filled += int(fill_plan.select(ids, [one.span]).sum())
+            for jump in fill_plan.jumps(ids, one.span):
+                self._suspect(work.symbol, jump, asked)
+        return result
+
+    def _reached(self, work: Work, ids: Rows) -> list[Work]:
+        """Return this hole and all others of its symbol between the first and the last id."""
+        if len(ids) == 0:
+            return []
+        first_id, last_id = int(ids[0]), int(ids[-1])
+        return [work] + [
+            one
+            for one in self._works_of(work.symbol)
+            if one is not work and one.last_id >= first_id and one.first_id <= last_id
+        ]
 
     def _suspect(self, symbol: str, jump: Jump, asked: Asked) -> None:
         key = symbol, jump.first_id, jump.last_id
@@ -270,7 +286,8 @@ class Filler:
             work.missing_dumps += 1
             work.why = _and(work.lost, f"the dump of {day} comes when that day is over")
             return Step()
-        spans = sorted({work.span, *self._lost_spans(work.symbol)})
+        lost = {one.span for one in self._works_of(work.symbol) if one.lost}
+        spans = sorted({work.span, *lost})
         try:
             read = await self._dumps.read(work.symbol, day, spans)
         except DumpTrouble as error:
