@@ -24,6 +24,10 @@ DumpTrouble = (RestError, dump.DumpError, DataDirError)
 """What fetching and reading a dump raises: not to be had, not as it should be, no room for it."""
 
 
+FOLDER_NAME = "backfill-dumps"
+"""Ours alone: what lies there is taken away. An operator's own dumps may lie beside it."""
+
+
 class DumpRead(NamedTuple):
     """What one dump had of some holes."""
 
@@ -43,7 +47,7 @@ class Dumps:
         write: Callable[[str, Rows, str], Awaitable[WriteResult]],
     ) -> None:
         self._base_url = base_url
-        self._folder = folder
+        self._folder = folder / FOLDER_NAME
         self._write = write
         self._turn = asyncio.Lock()
         self._is_clean = False

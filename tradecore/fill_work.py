@@ -19,7 +19,7 @@ class FillPolicy:
     dump_url: str
     """Where the daily dumps are."""
     folder: Path
-    """Where a dump lies while it is read."""
+    """In a folder of its own in here a dump lies while it is read."""
     source: str = "auto"
     """"rest" or "dump": from there alone."""
     workers: int = 4
