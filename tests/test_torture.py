@@ -14,7 +14,7 @@ import pytest
 
 from tests.torture.arena import Arena
 from tests.torture.clock_shim import clock_shim
-from tests.torture.faults import FAULTS, MIXED, NO_HOLE
+from tests.torture.faults import FAULTS, MIXED, SHORT
 from tests.torture.link import Link
 from tests.torture.rounds import Plan, run
 from tradecore.store.embedded import EmbeddedPostgres
@@ -22,7 +22,7 @@ from tradecore.store.embedded import EmbeddedPostgres
 
 @pytest.mark.timeout(300)
 async def test_a_short_mix_of_faults_loses_nothing() -> None:
-    outcome = await run(Plan(len(NO_HOLE), seed=3, faults=NO_HOLE), print)
+    outcome = await run(Plan(len(SHORT) + 1, seed=3, faults=(*SHORT, MIXED)), print)
     assert outcome.good, "\n".join(outcome.failures)
     assert all(tally.rounds or tally.skipped for tally in outcome.tallies.values())
 
@@ -47,7 +47,7 @@ async def test_what_is_lost_or_changed_is_found(monkeypatch: pytest.MonkeyPatch)
     assert (tally.failed, tally.missing, tally.doubled, tally.wrong) == (1, 1, 0, 1)
     (failure,) = outcome.failures
     assert "tradecore verify ended with 5" in failure
-    assert "--seed 1 --rate 500 --lines 1 --faults steal --only 0" in failure
+    assert "--seed 1 --rate 500 --lines 1,2 --faults steal --only 0" in failure
     folder = re.search(r"logs: (\S+)", failure)
     assert folder
     assert "capturing" in (Path(folder[1]) / "daemon.log").read_text()

@@ -20,9 +20,12 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
         help=f"commas between: {', '.join(FAULTS)}, {MIXED} (several at once); default all",
     )
     parser.add_argument("--rate", type=int, default=500, help="trades per second")
-    parser.add_argument("--lines", default="1", help="FEED_LINES, or 1,2 for either at random")
+    parser.add_argument("--lines", default="1,2", help="FEED_LINES of an arena is one of these")
     parser.add_argument(
-        "--absent", action="store_true", help="the venue lacks some ids in every other arena"
+        "--absent",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the venue lacks some ids in every other arena",
     )
     parser.add_argument("--keep", action="store_true", help="leave all logs")
     parser.add_argument("--only", type=int, help="do only the round of this number")

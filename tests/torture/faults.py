@@ -323,11 +323,9 @@ FAULTS: dict[str, Fault] = {
     "rest_lag": _rest("lag"),
     "rest_garbage": _rest("garbage"),
 }
-NO_HOLE = (
-    "clock_step", "pg_immediate", "pg_terminate", "commit_cut", "db_stall", "duplicate", "reorder",
-    "garbage", "stop_pong",
+SHORT = (
+    "kill9", "reset", "drop", "two_daemons", "commit_cut", "shutdown", "rest_500", "pg_immediate",
+    "garbage", "reload",
 )  # fmt: skip
-"""Faults that leave no hole even without a back-fill."""
-LONG = ("ring_full", "half_open", "slow_handshake", "disk_full")
-"""Those that take longer than a short run has."""
+"""Those that a short run has the time for."""
 MIXED = "mixed"

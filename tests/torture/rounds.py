@@ -29,9 +29,9 @@ class Plan:
     faults: tuple[str, ...]
     """Names of FAULTS, or MIXED for several of them at once."""
     rate: int = 500
-    lines: tuple[int, ...] = (1,)
+    lines: tuple[int, ...] = (1, 2)
     """FEED_LINES of an arena is one of these."""
-    absent: bool = False
+    absent: bool = True
     """Some arenas have ids that the venue itself does not have."""
     limit_s: float = WHOLE_LIMIT_S
     """How long the daemon may take to be whole again."""
