@@ -266,7 +266,8 @@ class Session:
             else:
                 await self._follow_wishes()
                 await self._look_into_silence()
-            await self._wait(self._timing.tick_s)
+            opening = self.machine.state is State.SUBSCRIBING
+            await self._wait(self._timing.tick_s / 5 if opening else self._timing.tick_s)
 
     async def _follow_wishes(self) -> None:
         """Change subscriptions at run time; what stays must not suffer when that fails."""
