@@ -252,7 +252,7 @@ async def test_shutdown_notice_brings_a_successor_before_the_old_one_goes(venue:
     ) as connection:
         await eventually(lambda: connection.state is State.LIVE)
         await venue.last.send(NOTICE)
-        await eventually(lambda: len(venue.peers) == 2)
+        await eventually(lambda: len(factory.made) == 2)
         old, new = factory.made
         await eventually(lambda: new.data_frames > 3)
         assert connection.rolling and connection.state is State.LIVE
@@ -535,6 +535,26 @@ async def test_new_subscriptions_reach_both_sessions(venue: Venue) -> None:
         assert venue.last.subscribed == list(wider.streams)
         venue.answer = lambda peer, request: None
         assert not await connection.apply(SHARE, 0.1)
+
+
+async def test_a_handshake_that_hangs_gets_less_time_than_one_that_is_always_slow() -> None:
+    asked: list[float] = []
+    ended: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(asyncio.get_running_loop().time())
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read()  # until the client gives up
+        ended.append(asyncio.get_running_loop().time())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Running(connect(f"ws://127.0.0.1:{port}", connect_s=0.8)):
+            await eventually(lambda: len(ended) >= 4, 10)
+    took = [b - a for a, b in zip(asked, ended, strict=False)][:4]
+    for taken, expected in zip(took, (0.2, 0.4, 0.8, 0.8), strict=True):
+        assert expected - 0.05 < taken < expected + 0.3
 
 
 async def test_alternates_are_tried_after_the_first_retry(venue: Venue) -> None:

@@ -17,6 +17,9 @@ from tradecore.feed.subscriptions import Share
 log = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 900.0
+_FIRST_LIMIT = 0.25
+"""Part of the time limit that the first attempt to open a socket gets; doubled after each failure.
+One handshake that hangs does not tell of the next."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class Leg:
         self.epoch = 0
         self.lifetime_s = 0.0
         self.last = False
+        self._failed = 0  # attempts to open a socket, in a row
         self._up = upkeep
         self.task = asyncio.create_task(self._run(), name=f"feed leg of {upkeep.plan.name}")
 
@@ -91,9 +95,11 @@ class Leg:
             self.session = Session(
                 up.plan, up.share, self.epoch, endpoint, self.machine, up.reading
             )
+            self.session.connect_s *= min(1.0, _FIRST_LIMIT * 2**self._failed)
             over = await self.session.live()
             await self.session.drop()
             session, self.session = self.session, None
+            self._failed = 0 if session.opened else min(self._failed + 1, 8)
             self.machine.back_off()
             delay_s = self._take_stock(session, over, (clock.mono_ns() - began_ns) / 1e9)
             if not self.last:

@@ -58,6 +58,8 @@ class Session:
         self.opened_ns = 0
         self.settled = False
         """Data has come for `settle_s` since the session went live."""
+        self.connect_s = plan.timing.connect_s
+        """The limit on opening the socket."""
         self.trouble: Trouble | None = None
         """Why a successor is wanted, if one is."""
         self._plan = plan
@@ -231,7 +233,7 @@ class Session:
         try:
             transport, listener = await self.endpoint.open(
                 lambda: self._plan.listener_factory(self, self._plan.line, self.epoch),
-                self._timing.connect_s,
+                self.connect_s,
                 self._plan.addresses,
             )
         except UpgradeRefusedError as error:
