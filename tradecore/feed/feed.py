@@ -186,8 +186,8 @@ class Feed:
         await self._await_moved(takers, moved)
         await self._change([step for step in steps if step[0] in gives])
         idle = [one for one in present if not one.share.symbols]
-        await asyncio.gather(*(one.close() for one in idle))
         self.connections = tuple(one for one in self.connections if one not in idle)
+        await asyncio.gather(*(one.close() for one in idle))
 
     def _open(self, line: int, shares: Sequence[Share]) -> list[Connection]:
         taken = {one.name for one in self.connections}
