@@ -127,6 +127,19 @@ async def test_a_lost_last_trade_is_fetched_and_the_connection_kept(desk: Desk) 
     assert desk.asked == []
 
 
+async def test_a_stream_that_died_right_behind_a_trade_is_replaced_too(desk: Desk) -> None:
+    """The look that finds us behind may be the one that saw the last trade."""
+    desk.trade(1)
+    await desk.look()
+    desk.trade(2)
+    desk.tell(5)
+    await desk.look()
+    for last_id in (9, 13, 17):
+        desk.tell(last_id)
+        await desk.look()
+    assert desk.replaced[:1] == [("BTCUSDT", "stale")]
+
+
 async def test_a_stream_that_died_alone_is_replaced_within_seconds(desk: Desk) -> None:
     desk.trade(1, 2, 3)
     await desk.look(5)

@@ -199,7 +199,7 @@ class Continuity:
                 if now_s >= behind.due_s:
                     behind.due_s = now_s + REPEAT_S
                     # One trade may be lost; that several are and none comes is another matter.
-                    dead = told.last_id > behind.last_id and pace.last_s < behind.since_s
+                    dead = told.last_id > behind.last_id and pace.last_s <= behind.since_s
                     self._missed(symbol, told.last_id, "ticker or kline", dead=dead)
                 continue
             self._behind.pop(symbol, None)
