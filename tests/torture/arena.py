@@ -18,12 +18,14 @@ from tests.daemon import Daemon
 from tests.fakes import SimulatedExchange, simulated_exchange
 from tests.torture.clock_shim import ClockShim, clock_shim
 from tests.torture.link import Link
+from tradecore import clock
 from tradecore.store.embedded import EmbeddedPostgres
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT", "BTTCUSDT", "币安人生USDT", "QUIETUSDT")
 NEWCOMER = "SOLUSDT"
 """Listed at the exchange; recorded only after a change of the settings."""
 DISK_BYTES = 384 << 20
+_AHEAD_US = 300_000
 _SETTINGS = {"autovacuum": "off", "shared_buffers": "32MB", "max_wal_size": "96MB",
              "min_wal_size": "32MB"}  # fmt: skip
 
@@ -33,7 +35,8 @@ class Arena:
     """Everything that faults act upon; `daemon_hand` and `database_hand` keep two faults apart."""
 
     folder: Path
-    exchange: SimulatedExchange
+    exchanges: list[SimulatedExchange]
+    """Hosts of the venue: one, or two that serve the same market; REST is that of the first."""
     postgres: EmbeddedPostgres
     link: Link
     daemon: Daemon
@@ -55,6 +58,23 @@ class Arena:
     def dsn(self) -> str:
         """The database itself, past the link."""
         return self.postgres.dsn
+
+    @property
+    def exchange(self) -> SimulatedExchange:
+        """The first host, with REST."""
+        return self.exchanges[0]
+
+    async def fault(self, random: Random, name: str, **more: object) -> None:
+        """Order a fault of the venue: of one host or of all, the market's own always of all."""
+        hosts = self.exchanges
+        if name in ("pause", "resume", "quiet"):
+            more["at_us"] = (await self.exchange.state())["now_us"] + _AHEAD_US
+        elif name == "rest":
+            hosts = hosts[:1]
+        elif random.random() < 0.5:
+            hosts = [random.choice(hosts)]
+        for host in hosts:
+            await host.fault(name, **more)
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[asyncpg.Connection]:
@@ -110,18 +130,8 @@ async def arena(
         link = Link(folder / "link", dsn)
         await link.open()
         stack.push_async_callback(link.close)
-        exchange = await stack.enter_async_context(
-            simulated_exchange(
-                symbols=",".join((*SYMBOLS, NEWCOMER)),
-                rate=rate,
-                seed=random.randrange(10**6),
-                epoch=-120,
-                ping_interval=2,
-                pong_timeout=8,
-                connect_limit=100_000,
-                absent_every=random.choice((0, 997)) if absent else 0,
-            )
-        )
+        feed_lines = random.choice(lines)
+        exchanges = await _exchanges(stack, random, rate, absent, random.choice((1, feed_lines)))
         shim = clock_shim(folder)
         if shim is None:
             skipped["clock_step"] = "there is no C compiler"
@@ -129,22 +139,40 @@ async def arena(
             folder,
             DATA_DIR=home / "data",
             DATABASE_URL=link.dsn,
-            BINANCE_WEBSOCKET_URL=exchange.ws,
-            BINANCE_REST_URL=exchange.rest,
-            BINANCE_DUMP_URL=exchange.rest,
+            BINANCE_WEBSOCKET_URL=",".join(exchange.ws for exchange in exchanges),
+            BINANCE_REST_URL=exchanges[0].rest,
+            BINANCE_DUMP_URL=exchanges[0].rest,
             SETTINGS_FILE=folder / "settings.env",
-            FEED_LINES=random.choice(lines),
+            FEED_LINES=feed_lines,
             RING_CAPACITY=4096,
             LOG_LEVEL="info",
             **(shim.environ if shim else {}),
         )
-        one = Arena(folder, exchange, postgres, link, daemon, shim, disk, skipped=skipped)
+        one = Arena(folder, exchanges, postgres, link, daemon, shim, disk, skipped=skipped)
         one.write_settings()
         stack.push_async_callback(_end, daemon)
         await daemon.start()
         await daemon.until(lambda health: health["counts"]["trades_stored"] > 0)
         await _until_all_stored(one)
         yield one
+
+
+async def _exchanges(
+    stack: AsyncExitStack, random: Random, rate: int, absent: bool, hosts: int
+) -> list[SimulatedExchange]:
+    """Start the venue's hosts, all with one market."""
+    epoch_s = clock.wall_ns() // 10**9 - 120
+    options: dict[str, Any] = {
+        "symbols": ",".join((*SYMBOLS, NEWCOMER)),
+        "rate": rate,
+        "seed": random.randrange(10**6),
+        "epoch": epoch_s,
+        "ping_interval": 2,
+        "pong_timeout": 8,
+        "connect_limit": 100_000,
+        "absent_every": random.choice((0, 997)) if absent else 0,
+    }
+    return [await stack.enter_async_context(simulated_exchange(**options)) for _ in range(hosts)]
 
 
 async def _until_all_stored(one: Arena) -> None:
@@ -188,6 +216,7 @@ def describe(arena: Arena) -> dict[str, Any]:
     market = arena.exchange.truth
     return {
         "feed_lines": arena.daemon.environ["FEED_LINES"],
+        "hosts": len(arena.exchanges),
         "absent_every": market.absences.every,
         "market_seed": market.seed,
     }

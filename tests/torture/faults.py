@@ -120,9 +120,11 @@ async def ring_full(arena: Arena, random: Random) -> None:
     """Keep the database away until the daemon has refused trades."""
     async with arena.database_hand:
         await _crash_database(arena)
+        before = await _counted(arena, "trades_refused")
         try:
             async with asyncio.timeout(_LIMIT_S):
-                while not (await _counted(arena, "trades_refused")):
+                while (now := await _counted(arena, "trades_refused")) <= before:
+                    before = min(before, now)  # the daemon may have started anew
                     await asyncio.sleep(0.1)
             await asyncio.sleep(random.uniform(0, 1))
         finally:
@@ -203,7 +205,7 @@ def _order(name: str, **fixed: object) -> Fault:
     """Make a fault that the exchange carries out at once."""
 
     async def fault(arena: Arena, random: Random) -> None:
-        await arena.exchange.fault(name, connections=random.choice(("all", "one")), **fixed)
+        await arena.fault(random, name, connections=random.choice(("all", "one")), **fixed)
         await asyncio.sleep(random.uniform(0.5, 1.5))  # something must be printed meanwhile
 
     return fault
@@ -212,30 +214,39 @@ def _order(name: str, **fixed: object) -> Fault:
 async def reset(arena: Arena, random: Random) -> None:
     """TCP resets, some in a row."""
     for _ in range(random.randint(1, 3)):
-        await arena.exchange.fault("cut", connections=random.choice(("all", "one")))
+        await arena.fault(random, "cut", connections=random.choice(("all", "one")))
         await asyncio.sleep(random.uniform(0, 0.8))
 
 
 async def refuse(arena: Arena, random: Random) -> None:
     """Cut, and refuse the next connects."""
-    await arena.exchange.fault("refuse", n=random.randint(1, 5))
-    await arena.exchange.fault("cut")
+    await arena.fault(random, "refuse", n=random.randint(1, 5))
+    await arena.fault(random, "cut")
     await asyncio.sleep(random.uniform(0, 1))
+
+
+async def host_down(arena: Arena, random: Random) -> None:
+    """Let a host of the venue, or all, be away for some seconds."""
+    await arena.fault(random, "refuse", n=10**6)
+    await arena.fault(random, "cut")
+    await asyncio.sleep(random.uniform(1, 6))
+    for host in arena.exchanges:
+        await host.fault("refuse", n=0)
 
 
 async def slow_handshake(arena: Arena, random: Random) -> None:
     """Cut, and let the next handshakes take long."""
-    await arena.exchange.fault(
-        "slow_handshake", n=random.randint(1, 2), seconds=random.choice((2, 6, 15))
+    await arena.fault(
+        random, "slow_handshake", n=random.randint(1, 2), seconds=random.choice((2, 6, 15))
     )
-    await arena.exchange.fault("cut")
+    await arena.fault(random, "cut")
     await asyncio.sleep(random.uniform(0, 1))
 
 
 async def shutdown(arena: Arena, random: Random) -> None:
     """Announce serverShutdown, cut soon after."""
     seconds = random.uniform(1, 4)
-    await arena.exchange.fault("shutdown", seconds=seconds)
+    await arena.fault(random, "shutdown", seconds=seconds)
     await asyncio.sleep(seconds + random.uniform(0, 1))
 
 
@@ -246,7 +257,7 @@ def _trades(kind: str, most: int) -> Fault:
     async def fault(arena: Arena, random: Random) -> None:
         for _ in range(random.randint(1, 3)):
             which = random.choice(("all", "one"))
-            await arena.exchange.fault(kind, n=random.randint(1, most), connections=which)
+            await arena.fault(random, kind, n=random.randint(1, most), connections=which)
             await asyncio.sleep(random.uniform(0, 0.5))
 
     return fault
@@ -255,8 +266,8 @@ def _trades(kind: str, most: int) -> Fault:
 async def drop_stream(arena: Arena, random: Random) -> None:
     """Let a symbol's trades vanish from the present connections."""
     symbol = random.choice(SYMBOLS[:3])
-    await arena.exchange.fault(
-        "drop_stream", symbol=symbol, connections=random.choice(("all", "one"))
+    await arena.fault(
+        random, "drop_stream", symbol=symbol, connections=random.choice(("all", "one"))
     )
     await asyncio.sleep(random.uniform(1, 2))
 
@@ -264,13 +275,13 @@ async def drop_stream(arena: Arena, random: Random) -> None:
 async def quiet(arena: Arena, random: Random) -> None:
     """Let the market, or a symbol, stand still, often over a cut."""
     if random.random() < 0.5:
-        await arena.exchange.fault("quiet", symbol=random.choice(SYMBOLS), seconds=3)
+        await arena.fault(random, "quiet", symbol=random.choice(SYMBOLS), seconds=3)
     else:
-        await arena.exchange.fault("pause")
+        await arena.fault(random, "pause")
     if random.random() < 0.6:
-        await arena.exchange.fault("cut")
+        await arena.fault(random, "cut")
     await asyncio.sleep(random.uniform(1, 4))
-    await arena.exchange.fault("resume")
+    await arena.fault(random, "resume")
 
 
 # -- the venue: REST ---------------------------------------------------------------------------
@@ -281,10 +292,10 @@ def _rest(mode: str, longest_s: float = 5.0) -> Fault:
 
     async def fault(arena: Arena, random: Random) -> None:
         seconds = random.uniform(1, longest_s)
-        await arena.exchange.fault("rest", mode=mode, seconds=seconds, lag=seconds)
-        await arena.exchange.fault("drop", n=random.randint(1, 300))
+        await arena.fault(random, "rest", mode=mode, seconds=seconds, lag=seconds)
+        await arena.fault(random, "drop", n=random.randint(1, 300))
         if random.random() < 0.4:
-            await arena.exchange.fault("cut")
+            await arena.fault(random, "cut")
         await asyncio.sleep(seconds)
 
     return fault
@@ -309,6 +320,7 @@ FAULTS: dict[str, Fault] = {
     "close_1008": _order("close", code=1008),
     "shutdown": shutdown,
     "refuse": refuse,
+    "host_down": host_down,
     "slow_handshake": slow_handshake,
     "drop": _trades("drop", 200),
     "duplicate": _trades("duplicate", 200),

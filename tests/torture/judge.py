@@ -74,18 +74,22 @@ async def _lacking(arena: Arena, market: Market, marks: dict[str, int]) -> str:
     """Say what is not stored yet of each symbol from its first id to its mark; "" = nothing."""
     await arena.note_first_ids()
     async with arena.database() as connection:
-        open_holes = await connection.fetchval(
-            "SELECT count(*) FROM trade_gaps WHERE state = 'open'"
+        holes = await connection.fetch(
+            "SELECT symbol, min(first_id) AS id FROM trade_gaps"
+            " WHERE state = 'open' GROUP BY symbol"
         )
+        open_from = {row["symbol"]: row["id"] for row in holes}
         for symbol, mark in marks.items():
             if symbol not in arena.first_ids:
                 continue  # it has not traded since the daemon knows it
             missing, last_id = await _missing(arena, connection, market, symbol)
             if missing:
-                return f"{symbol}: {missing[:5]} missing, {open_holes} open holes"
-            if last_id < mark:
+                return f"{symbol}: {missing[:5]} missing"
+            if last_id < mark and market.count(symbol, last_id + 1, mark + 1):
                 return f"{symbol}: stored up to {last_id}, printed up to {mark}"
-    return f"{open_holes} open holes" if open_holes else ""
+            if open_from.get(symbol, mark + 1) <= mark:
+                return f"{symbol}: an open hole at {open_from[symbol]}"
+    return ""
 
 
 async def _missing(

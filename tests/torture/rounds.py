@@ -64,6 +64,8 @@ class Tally:
     wrong: int = 0
     whole_s: list[float] = field(default_factory=list)
     reconnect_s: list[float] = field(default_factory=list)
+    """After an end that the venue made; known only where the venue has one host."""
+    rest_calls: int = 0
     banned_calls: int = 0
     skipped: str = ""
 
@@ -93,7 +95,7 @@ class Outcome:
         """Return the table of faults."""
         head = ("fault", "rounds", "failed", "rows", "missing", "doubled", "wrong",
                 "whole again s, median", "max", "reconnect s, median",
-                "calls while banned")  # fmt: skip
+                "REST calls", "while banned")  # fmt: skip
         lines: list[tuple[str, ...]] = [head]
         for name, tally in self.tallies.items():
             if tally.skipped:
@@ -109,6 +111,7 @@ class Outcome:
                     f"{median(times):.2f}" if times else "-",
                     f"{max(times):.2f}" if times else "-",
                     f"{median(tally.reconnect_s):.3f}" if tally.reconnect_s else "-",
+                    f"{tally.rest_calls:,}",
                     str(tally.banned_calls),
                 )
             )
@@ -187,7 +190,9 @@ async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally)
         verdict.problems.append(f"{banned} REST calls while banned")
     tally.rounds += 1
     tally.banned_calls += banned
-    tally.reconnect_s += after["reconnect_s"][len(before["reconnect_s"]) :]
+    tally.rest_calls += sum(after["rest"].values()) - sum(before["rest"].values())
+    if len(place.exchanges) == 1:
+        tally.reconnect_s += after["reconnect_s"][len(before["reconnect_s"]) :]
     tally.add(verdict)
     if verdict.problems:
         raise NotWholeError("\n".join(verdict.problems))

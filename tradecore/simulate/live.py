@@ -2,7 +2,9 @@
 
     {"fault": "cut"}   {"fault": "rest", "mode": "418", "seconds": 5}   {"fault": "drop", "n": 3}
 
-`"connections": "one"` limits a fault of connections to the oldest of them.
+`"connections": "one"` limits a fault of connections to the oldest of them. A pause of a market that
+several processes serve is ordered of each of them, with one and the same `at_us` (microseconds
+since 1970, some moments ahead of now).
 """
 
 import json
@@ -65,7 +67,7 @@ class FaultDesk:
             "stop_pong": (self._stop_pong, "connections answer no pings and send none"),
             "close": (self._close, "close frame with code (1001)"),
             "shutdown": (self._shutdown, "serverShutdown, cut after seconds (10)"),
-            "refuse": (self._refuse, "the next n connects get 503"),
+            "refuse": (self._refuse, "the next n connects get 503; 0 ends it"),
             "slow_handshake": (self._slow_handshake, "the next n upgrades take seconds (5)"),
             "drop": (self._edit, "the next n trades are left out of each connection"),
             "duplicate": (self._edit, "the next n trades are sent twice"),
@@ -73,9 +75,9 @@ class FaultDesk:
             "garbage": (self._edit, "n junk frames, one behind each of the next n trades"),
             "drop_stream": (self._drop_stream, "no more trades of symbol on these connections"),
             "rest": (self._rest, f"mode {'|'.join(MODES)} for seconds (10), endpoint, lag (60)"),
-            "pause": (self._pause, "no symbol trades until resume"),
-            "resume": (self._resume, "the market goes on where it stopped"),
-            "quiet": (self._quiet, "symbol does not trade for seconds (60)"),
+            "pause": (self._pause, "no symbol trades until resume; at_us (now)"),
+            "resume": (self._resume, "the market goes on where it stopped; at_us (now)"),
+            "quiet": (self._quiet, "symbol does not trade for seconds (60); at_us (now)"),
         }
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -138,7 +140,7 @@ class FaultDesk:
             connection.announce_shutdown(seconds)
 
     def _refuse(self, order: Order) -> None:
-        self._streams.to_refuse += order.count()
+        self._streams.to_refuse = order.count()
 
     def _slow_handshake(self, order: Order) -> None:
         self._streams.delay_s = order.number("seconds", 5.0)
@@ -161,20 +163,24 @@ class FaultDesk:
 
     def _pause(self, order: Order) -> None:
         player = self._market_player()
-        player.tape.market.pauses.add(ALL, player.now_us + 1)
+        player.tape.market.pauses.add(ALL, self._at_us(order) + 1)
         player.market_changed()
 
     def _resume(self, order: Order) -> None:
         player = self._market_player()
-        player.tape.market.pauses.end(ALL, player.now_us)
+        player.tape.market.pauses.end(ALL, self._at_us(order))
         player.market_changed()
 
     def _quiet(self, order: Order) -> None:
         player = self._market_player()
-        symbol, now_us = order.text("symbol"), player.now_us
+        symbol, from_us = order.text("symbol"), self._at_us(order) + 1
         length_us = round(order.number("seconds", 60.0) * 1e6)
-        player.tape.market.pauses.add(symbol, now_us + 1, now_us + 1 + length_us)
+        player.tape.market.pauses.add(symbol, from_us, from_us + length_us)
         player.market_changed()
+
+    def _at_us(self, order: Order) -> int:
+        """Return the moment of a pause: two exchanges of one market need the very same."""
+        return int(order.number("at_us", self._market_player().now_us, 1e17))
 
     def _market_player(self) -> Player:
         if self._player is None:
