@@ -2,11 +2,14 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from tests.torture.faults import FAULTS, MIXED
-from tests.torture.rounds import Plan, run
+from tests.torture.rounds import Outcome, Plan, run
 
 
 def plan_from(arguments: list[str] | None = None) -> Plan:
@@ -48,6 +51,13 @@ def plan_from(arguments: list[str] | None = None) -> Plan:
     )
 
 
+async def _until_told_to_stop(work: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """Let SIGTERM end the run as Ctrl-C does: nothing of it may go on running."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def main() -> int:
     """Run, print the table and what failed; return the exit code."""
     from tqdm import tqdm
@@ -65,7 +75,7 @@ def main() -> int:
             if bar.disable:
                 print(f"round {begun}: {name}", file=sys.stderr, flush=True)
 
-        outcome = asyncio.run(run(plan, show))
+        outcome = asyncio.run(_until_told_to_stop(run(plan, show)))
         bar.update(1)
     print(outcome.table())
     for failure in outcome.failures:
