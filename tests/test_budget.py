@@ -214,14 +214,34 @@ async def test_a_shorter_silence_does_not_end_a_longer_one(clocks: Clocks, path:
 
 async def test_a_429_lowers_the_ceiling_and_peace_raises_it(clocks: Clocks, path: Path) -> None:
     target = Budget(path, HOST)
-    target.observe(429, used(2000, **{"Retry-After": "10"}))
-    assert target.limit_weight == 2000 and Budget(path, HOST).limit_weight == 2000
+    target.observe(429, used(4000, **{"Retry-After": "10"}))
+    assert target.limit_weight == 4000 and Budget(path, HOST).limit_weight == 4000
     clocks.tick(60)
     target.observe(200, used(1))
-    assert target.limit_weight == 2100
+    assert target.limit_weight == 4200
     clocks.tick(60 * 60)
     target.observe(200, used(1))
     assert target.limit_weight == 6000
+
+
+async def test_a_429_far_below_the_limit_teaches_only_when_it_comes_again(clocks: Clocks) -> None:
+    target = Budget(None, HOST)
+    target.observe(429, used(1200, **{"Retry-After": "3"}))
+    assert target.limit_weight == 6000, "its cause is another one"
+    assert target.silent_s == pytest.approx(4), "and it is obeyed"
+    clocks.tick(5)
+    target.observe(429, used(1225, **{"Retry-After": "3"}))
+    assert target.limit_weight == 6000, "the same minute is the same cause"
+    clocks.tick(60)
+    target.observe(429, used(3))
+    assert target.limit_weight == 6000
+    clocks.tick(60)
+    target.observe(429, used(1180))
+    clocks.tick(60)
+    target.observe(429, used(1200))
+    assert target.limit_weight == 1200, "this venue allows less"
+    target.observe(429, used(3))
+    clocks.tick(60)
     target.observe(429, used(3))
     assert target.limit_weight == 600, "an odd 429 must not stop everything"
 

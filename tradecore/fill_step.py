@@ -92,7 +92,9 @@ class Filler:
             return await self._confirm(work, suspect)
         if work.lost or self._policy.source == "dump":
             return await self._from_dump(work)
-        if (wait_us := work.above_us + self._lag_us - clock.wall_ns() // 1000) > 0:
+        age_us = clock.wall_ns() // 1000 - work.above_us
+        # A clock that stands behind the venue's makes it negative: never wait longer than the lag.
+        if (wait_us := min(self._lag_us - age_us, self._lag_us)) > 0:
             # Others have seen that the database lags so much; memory does not.
             if not await self._try_newest(work):
                 return Step(wait_us / 1e6)

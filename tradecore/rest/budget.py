@@ -97,6 +97,7 @@ class Budget:
         self._limit = limit_weight
         self._ceiling = float(limit_weight)
         self._ceiling_s = mono_s()
+        self._last_429 = (0, -1e9)  # weight used, and when
         self._file = BlockFile(state_path, host)
         self._saved_s = mono_s()
         self._block: Block | None = None
@@ -273,16 +274,28 @@ class Budget:
         self._block = max(self._block or block, block)
         if status == 418:
             self._strikes = min(self._strikes + 1, 20)
-        if status in (418, 429):
-            used = self._venue_weight() or self._own_weight()
-            self._ceiling = max(min(used, self._ceiling), self._limit * _LOWEST_CEILING)
-            self._ceiling_s = mono_s()
+        if status == 429:
+            self._learn(self._venue_weight() or self._own_weight())
         self._keep(durable=True)
         self.refusals[status] += 1
         _log.warning(
             "%s answered HTTP %d: it is not asked for %d s (%d of %d weight a minute were used)",
             *(self.host, status, ceil(length_s), self.used_weight, self._limit),
         )
+
+    def _learn(self, used: int) -> None:
+        """Take what was used when a 429 came for the venue's limit, if that is likely.
+
+        A 429 far below the known limit had another cause, unless it comes again at the same use in
+        another minute.
+        """
+        now_s = mono_s()
+        before, before_s = self._last_429
+        again = 55 < now_s - before_s < 600 and abs(used - before) <= before / 5
+        self._last_429 = used, now_s
+        if used >= self._ceiling / 2 or again:
+            self._ceiling = max(min(used, self._ceiling), self._limit * _LOWEST_CEILING)
+        self._ceiling_s = now_s
 
     def _recover(self) -> None:
         """Raise a learnt ceiling by a twentieth for each minute without a 429."""
