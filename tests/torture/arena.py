@@ -170,7 +170,7 @@ async def _exchanges(
         "ping_interval": 2,
         "pong_timeout": 8,
         "connect_limit": 100_000,
-        "absent_every": random.choice((0, 997)) if absent else 0,
+        "absent_every": random.choice((0, 4999)) if absent else 0,
     }
     return [await stack.enter_async_context(simulated_exchange(**options)) for _ in range(hosts)]
 
