@@ -10,9 +10,10 @@ import asyncpg
 import numpy as np
 from fakes import SimulatedExchange, simulated_exchange
 
-from tradecore import clock, fill_plan
+from tradecore import clock
 from tradecore._symbols import SymbolTable
-from tradecore.backfill import Backfill, FillPolicy
+from tradecore.backfill import plan
+from tradecore.backfill.engine import Backfill, FillPolicy
 from tradecore.rest.budget import Budget
 from tradecore.rest.client import RestClient
 from tradecore.schema import FLAG_BUYER_IS_MAKER, TRADE_DTYPE
@@ -56,7 +57,7 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
 
 def today_us() -> int:
     """The beginning of this UTC day: dumps are there for what is before."""
-    return clock.wall_ns() // 1000 // fill_plan.DAY_US * fill_plan.DAY_US
+    return clock.wall_ns() // 1000 // plan.DAY_US * plan.DAY_US
 
 
 class Desk:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tradecore import clock
+from tradecore.backfill.work import WrongReplyError
 from tradecore.backoff import Backoff
 from tradecore.commands_shared import Progress, moment, open_store, shown
 from tradecore.errors import (
@@ -17,13 +18,12 @@ from tradecore.errors import (
     EXIT_OK,
     UsageError,
 )
-from tradecore.fill_work import WrongReplyError
 from tradecore.settings import Settings
 from tradecore.values import symbols as parse_symbols
 
 if TYPE_CHECKING:
-    from tradecore.backfill import Backfill, FillStats, Work
-    from tradecore.history import History
+    from tradecore.backfill.engine import Backfill, FillStats, Work
+    from tradecore.backfill.history import History
     from tradecore.rest.client import RestClient
     from tradecore.store.holes import OpenHole
     from tradecore.store.store import Store
@@ -106,10 +106,10 @@ class _Window:
 
 
 async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
-    from tradecore.backfill import Backfill, FillPolicy
-    from tradecore.fill_dump import Dumps
-    from tradecore.fill_write import Writer
-    from tradecore.history import History
+    from tradecore.backfill.dumps import Dumps
+    from tradecore.backfill.engine import Backfill, FillPolicy
+    from tradecore.backfill.history import History
+    from tradecore.backfill.write import Writer
 
     outcome = _Outcome()
     async with AsyncExitStack() as stack:
@@ -185,7 +185,7 @@ async def _extend(
     outcome: _Outcome,
 ) -> None:
     """Fetch what lies before the first captured trade of each symbol."""
-    from tradecore.fill_dump import DumpTrouble
+    from tradecore.backfill.dumps import DumpTrouble
 
     assert window.from_us is not None
     for symbol in window.symbols:

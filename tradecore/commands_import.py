@@ -17,7 +17,7 @@ from tradecore.settings import Settings
 from tradecore.values import symbols
 
 if TYPE_CHECKING:
-    from tradecore.fill_write import Writer
+    from tradecore.backfill.write import Writer
 
 CAUSE = "import"
 
@@ -53,7 +53,7 @@ async def run(settings: Settings, paths: Iterable[str], *, symbol: str | None) -
 
     Raises UsageError for paths that are not there, before anything is read.
     """
-    from tradecore.fill_write import Writer
+    from tradecore.backfill.write import Writer
 
     symbol = None if symbol is None else _one_symbol(symbol)
     files = _find([Path(path) for path in paths], symbol)
@@ -124,7 +124,7 @@ def _symbol_of(path: Path, symbol: str | None) -> str:
 
 async def _import(write: "Writer", file: _File, progress: Progress, before: int) -> None:
     """Import one file; what goes wrong with it is noted in it."""
-    from tradecore.fill_dump import blocks
+    from tradecore.backfill.dumps import blocks
     from tradecore.rest.dump import DumpError
 
     if not file.symbol:

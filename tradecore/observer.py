@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tradecore import __version__, clock
 from tradecore.auditor import AuditStats
-from tradecore.backfill import FillStats
+from tradecore.backfill.work import FillStats
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
 from tradecore.continuity import Continuity
 from tradecore.errors import TransientStoreError

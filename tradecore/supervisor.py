@@ -20,7 +20,7 @@ from typing import Any
 from tradecore import log as logs
 from tradecore import terminal
 from tradecore.auditor import Auditor
-from tradecore.backfill import Backfill, FillPolicy
+from tradecore.backfill.engine import Backfill, FillPolicy
 from tradecore.backpressure import Backpressure
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tradecore import fill_plan
+from tradecore.backfill import plan
+from tradecore.backfill.plan import Jump
 from tradecore.errors import DataDirError
-from tradecore.fill_plan import Jump
 from tradecore.rest import dump
 from tradecore.rest.budget import RestError
 from tradecore.store.ledger import Span
@@ -87,8 +87,8 @@ class Dumps:
         async for rows in blocks(path, symbol, proven=True):
             ids = rows["trade_id"]
             joined = np.concatenate((before, ids)) if before else ids
-            jumps += [jump for span in spans for jump in fill_plan.jumps(joined, span)]
-            chosen = fill_plan.select(ids, spans)
+            jumps += [jump for span in spans for jump in plan.jumps(joined, span)]
+            chosen = plan.select(ids, spans)
             if chosen.any():
                 stored += (await self._write(symbol, rows[chosen], "dump")).stored
             before = [int(ids[-1])]

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from tradecore import clock, fill_plan
-from tradecore.fill_dump import Dumps, DumpTrouble
-from tradecore.fill_plan import Asked, Jump, Told
-from tradecore.fill_work import FillPolicy, FillStats, Reach, Step, Work, WrongReplyError
-from tradecore.fill_write import Writer
+from tradecore import clock
+from tradecore.backfill import plan
+from tradecore.backfill.dumps import Dumps, DumpTrouble
+from tradecore.backfill.plan import Asked, Jump, Told
+from tradecore.backfill.work import FillPolicy, FillStats, Reach, Step, Work, WrongReplyError
+from tradecore.backfill.write import Writer
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
 from tradecore.store.ledger import HoleId, Span
@@ -80,7 +81,7 @@ class Filler:
 
     async def step(self, work: Work) -> Step:
         """Make one step. Raises TransientStoreError, RestError, WrongReplyError."""
-        pieces = fill_plan.missing(work.span, await self._store.covered(work.symbol, *work.span))
+        pieces = plan.missing(work.span, await self._store.covered(work.symbol, *work.span))
         if len(pieces) != 1 or pieces[0].first_id != work.first_id:
             return Step(pieces=pieces)
         work.last_id = pieces[0].last_id
@@ -111,18 +112,18 @@ class Filler:
             return False
         work.tried_newest = True
         bounds = (await self._store.bounds(work.symbol)).get(work.symbol)
-        if bounds is None or bounds.last_id - work.first_id >= fill_plan.PAGE_ROWS:
+        if bounds is None or bounds.last_id - work.first_id >= plan.PAGE_ROWS:
             return False
         page = await trades.newest(self._client, work.symbol)
         ids = page.rows["trade_id"]
         if len(ids) == 0:
             return False
-        result = await self._take(work, page.rows, Asked(int(ids[0]), fill_plan.PAGE_ROWS))
+        result = await self._take(work, page.rows, Asked(int(ids[0]), plan.PAGE_ROWS))
         return result.stored + result.duplicate > 0
 
     async def _page(self, work: Work) -> Step:
         others = [one.span for one in self._works_of(work.symbol) if not one.lost]
-        asked = fill_plan.page_from_above(work.span, others)
+        asked = plan.page_from_above(work.span, others)
         rows = await self._ask(work, asked)
         told = self._judge(work, rows, asked)
         result = await self._take(work, rows, asked)
@@ -152,7 +153,7 @@ class Filler:
         """Return the probe of a hole, from a trade that the venue is known to have had."""
         below = work.first_id - 1
         known = await self._store.covered(work.symbol, below, below)
-        return fill_plan.probe_from_below(work.span, wide=not known)
+        return plan.probe_from_below(work.span, wide=not known)
 
     async def _confirm(self, work: Work, suspect: _Suspect) -> Step:
         """Ask for the second time about ids that a reply passed over."""
@@ -185,7 +186,7 @@ class Filler:
 
     def _judge(self, work: Work, rows: Rows, asked: Asked) -> Told:
         try:
-            return fill_plan.judge(rows["trade_id"], work.span, asked)
+            return plan.judge(rows["trade_id"], work.span, asked)
         except ValueError as error:
             raise WrongReplyError(
                 f"the venue's reply for {work.symbol} from {asked.from_id} is not usable: {error}"
@@ -196,7 +197,7 @@ class Filler:
         told = self._judge(work, rows, asked)
         ids = rows["trade_id"]
         works = self._reached(work, ids)
-        chosen = rows[fill_plan.select(ids, [one.span for one in works])]
+        chosen = rows[plan.select(ids, [one.span for one in works])]
         if told.inside:
             work.above_us = min(work.above_us, int(rows["trade_us"][told.low]))
         result = WriteResult()
@@ -209,8 +210,8 @@ class Filler:
             work.trouble.reset()
         for one in works:
             if result.stored:
-                one.filled += int(fill_plan.select(ids, [one.span]).sum())
-            for jump in fill_plan.jumps(ids, one.span):
+                one.filled += int(plan.select(ids, [one.span]).sum())
+            for jump in plan.jumps(ids, one.span):
                 self._suspect(work.symbol, jump, asked)
         return result
 
@@ -275,7 +276,7 @@ class Filler:
             work.why = work.lost or "its times are not known yet"
             return Step(_HOUR_S if work.lost else self._policy.trouble_base_s)
         if work.days is None:
-            work.days = fill_plan.days_between(work.below_us, work.above_us)[::-1]
+            work.days = plan.days_between(work.below_us, work.above_us)[::-1]
             work.missing_dumps = 0
         if not work.days:
             work.days = None
@@ -283,7 +284,7 @@ class Filler:
             work.lost = ""  # ask REST again too: it may have been mistaken
             return Step(self._dump_delay_s(work))
         day = work.days[-1]
-        if not fill_plan.is_over(day, clock.wall_ns() // 1000):
+        if not plan.is_over(day, clock.wall_ns() // 1000):
             work.days.pop()
             work.missing_dumps += 1
             work.why = _and(work.lost, f"the dump of {day} comes when that day is over")
@@ -337,7 +338,7 @@ class Filler:
             reach.tried_newest = True
             page = await trades.newest(self._client, reach.symbol)
         else:
-            asked = fill_plan.page_from_above(above)
+            asked = plan.page_from_above(above)
             page = await trades.historical(self._client, reach.symbol, *asked)
         low, high = page.rows["trade_id"].searchsorted((above.first_id, above.last_id + 1))
         rows = page.rows[low:high]

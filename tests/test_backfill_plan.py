@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tradecore import fill_plan
-from tradecore.fill_plan import Asked, Jump, judge
+from tradecore.backfill import plan
+from tradecore.backfill.plan import Asked, Jump, judge
 from tradecore.store.ledger import Span
 
 
@@ -23,7 +23,7 @@ IDS = st.integers(min_value=1, max_value=60)
 @given(st.sets(IDS), IDS, st.integers(0, 30))
 def test_a_page_tells_what_the_venue_has(venue: set[int], first: int, more: int) -> None:
     hole = Span(first, first + more)
-    for asked in (fill_plan.page_from_above(hole), fill_plan.probe_from_below(hole)):
+    for asked in (plan.page_from_above(hole), plan.probe_from_below(hole)):
         ids = reply(venue, asked)
         told = judge(ids, hole, asked)
         inside = {i for i in venue if hole.first_id <= i <= hole.last_id}
@@ -44,7 +44,7 @@ def test_a_probe_and_the_rows_above_prove_absence(venue: set[int], first: int, m
     """With the neighbours at the venue the jumps of a probe are all that the venue lacks."""
     hole = Span(first + 1, first + 1 + more)
     venue |= {hole.first_id - 1, hole.last_id + 1}
-    asked = fill_plan.probe_from_below(hole)
+    asked = plan.probe_from_below(hole)
     told = judge(reply(venue, asked), hole, asked)
     assert told.has_below
     lacking = {i for j in told.jumps for i in range(j.first_id, j.last_id + 1)}
@@ -52,17 +52,17 @@ def test_a_probe_and_the_rows_above_prove_absence(venue: set[int], first: int, m
 
 
 def test_pages_go_from_above() -> None:
-    assert fill_plan.page_from_above(Span(1, 2500)) == Asked(1501, 1000)
-    assert fill_plan.page_from_above(Span(1, 500)) == Asked(1, 500)
-    assert fill_plan.page_from_above(Span(7, 7)) == Asked(7, 1)
+    assert plan.page_from_above(Span(1, 2500)) == Asked(1501, 1000)
+    assert plan.page_from_above(Span(1, 500)) == Asked(1, 500)
+    assert plan.page_from_above(Span(7, 7)) == Asked(7, 1)
     others = [Span(1, 3), Span(2, 6), Span(9, 9), Span(2000, 2001)]
-    assert fill_plan.page_from_above(Span(12, 14), others) == Asked(1, 14)
-    assert fill_plan.page_from_above(Span(1005, 1005), others) == Asked(6, 1000)
-    assert fill_plan.page_from_above(Span(1010, 1010), others[2:]) == Asked(1010, 1)
-    assert fill_plan.probe_from_below(Span(10, 12)) == Asked(9, 5)
-    assert fill_plan.probe_from_below(Span(10, 9_999)) == Asked(9, 1000)
-    assert fill_plan.probe_from_below(Span(10, 12), wide=True) == Asked(0, 1000)
-    assert fill_plan.probe_from_below(Span(9_000, 9_001), wide=True) == Asked(8_500, 1000)
+    assert plan.page_from_above(Span(12, 14), others) == Asked(1, 14)
+    assert plan.page_from_above(Span(1005, 1005), others) == Asked(6, 1000)
+    assert plan.page_from_above(Span(1010, 1010), others[2:]) == Asked(1010, 1)
+    assert plan.probe_from_below(Span(10, 12)) == Asked(9, 5)
+    assert plan.probe_from_below(Span(10, 9_999)) == Asked(9, 1000)
+    assert plan.probe_from_below(Span(10, 12), wide=True) == Asked(0, 1000)
+    assert plan.probe_from_below(Span(9_000, 9_001), wide=True) == Asked(8_500, 1000)
 
 
 def test_a_jump_is_cut_to_the_hole() -> None:
@@ -83,7 +83,7 @@ def test_a_reply_to_another_question_is_refused(ids: list[int], word: str) -> No
 @given(st.sets(IDS), IDS, st.integers(0, 60))
 def test_missing_is_the_complement(stored: set[int], first: int, more: int) -> None:
     hole = Span(first, first + more)
-    pieces = fill_plan.missing(hole, [(i, i) for i in stored])
+    pieces = plan.missing(hole, [(i, i) for i in stored])
     found = [i for piece in pieces for i in range(piece.first_id, piece.last_id + 1)]
     assert found == sorted(set(range(hole.first_id, hole.last_id + 1)) - stored)
 
@@ -93,15 +93,15 @@ def test_select(ids: set[int], pairs: list[tuple[int, int]]) -> None:
     spans = [Span(first, first + more) for first, more in pairs]
     array = np.array(sorted(ids), np.int64)
     want = [any(s.first_id <= i <= s.last_id for s in spans) for i in sorted(ids)]
-    assert fill_plan.select(array, spans).tolist() == want
+    assert plan.select(array, spans).tolist() == want
 
 
 def test_days() -> None:
-    day_us = fill_plan.DAY_US
+    day_us = plan.DAY_US
     newest_first = [date(1970, 1, 3), date(1970, 1, 2)]
-    assert fill_plan.days_between(day_us + 5_000_000, 2 * day_us + 5_000_000) == newest_first
-    assert fill_plan.days_between(day_us * 2, day_us * 2 + 5_000_000) == newest_first
-    assert fill_plan.day_start_us(date(1970, 1, 3)) == 2 * day_us
-    assert fill_plan.day_of(2 * day_us + 1) == date(1970, 1, 3)
-    assert not fill_plan.is_over(date(1970, 1, 1), day_us - 1)
-    assert fill_plan.is_over(date(1970, 1, 1), day_us)
+    assert plan.days_between(day_us + 5_000_000, 2 * day_us + 5_000_000) == newest_first
+    assert plan.days_between(day_us * 2, day_us * 2 + 5_000_000) == newest_first
+    assert plan.day_start_us(date(1970, 1, 3)) == 2 * day_us
+    assert plan.day_of(2 * day_us + 1) == date(1970, 1, 3)
+    assert not plan.is_over(date(1970, 1, 1), day_us - 1)
+    assert plan.is_over(date(1970, 1, 1), day_us)

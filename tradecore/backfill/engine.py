@@ -1,7 +1,7 @@
 """Back-fill: fetches what the ledger lacks, the newest holes first, a few symbols at a time.
 
 The daemon runs it for ever over the holes younger than BACKFILL_MAX_AGE; `tradecore backfill` runs
-it once over the holes that it names. Each turn of a hole is one step (see `fill_step`), and then
+it once over the holes that it names. Each turn of a hole is one step (see `step`), and then
 the newest hole that is due gets the next one: no hole, however long or broken, keeps another
 waiting.
 """
@@ -12,11 +12,10 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from tradecore import clock, fill_plan
-from tradecore.backoff import Backoff
-from tradecore.errors import TransientStoreError
-from tradecore.fill_step import Filler
-from tradecore.fill_work import (
+from tradecore import clock
+from tradecore.backfill import plan
+from tradecore.backfill.step import Filler
+from tradecore.backfill.work import (
     FillPolicy,
     FillStats,
     Reach,
@@ -25,6 +24,8 @@ from tradecore.fill_work import (
     Work,
     WrongReplyError,
 )
+from tradecore.backoff import Backoff
+from tradecore.errors import TransientStoreError
 from tradecore.log import once_per
 from tradecore.rest.budget import RestError
 from tradecore.rest.client import RestClient
@@ -279,7 +280,7 @@ class Backfill:
         """Note what has become of the hole."""
         if step.absent:
             for other in [one for one in self._works.values() if one.symbol == work.symbol]:
-                left = fill_plan.missing(other.span, step.absent)
+                left = plan.missing(other.span, step.absent)
                 if left != [other.span]:
                     self._replace(other, left)
         elif step.pieces is not None:

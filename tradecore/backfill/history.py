@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tradecore import clock, fill_plan
+from tradecore import clock
+from tradecore.backfill import plan
+from tradecore.backfill.dumps import Dumps, DumpTrouble, blocks
+from tradecore.backfill.plan import PAGE_ROWS, Asked
+from tradecore.backfill.work import WrongReplyError
 from tradecore.backoff import Backoff
-from tradecore.fill_dump import Dumps, DumpTrouble, blocks
-from tradecore.fill_plan import PAGE_ROWS, Asked
-from tradecore.fill_work import WrongReplyError
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
 from tradecore.rest.dump import BLOCK_ROWS
@@ -78,7 +79,7 @@ class History:
         rest_ended = self._source == "dump"
         without: set[date] = set()  # days whose dump is of no use
         while not at.done and at.first_id > 0:
-            day = fill_plan.day_of(at.first_us)
+            day = plan.day_of(at.first_us)
             if rest_ended:
                 lower = await self._day_or_before(symbol, at, from_us, day)
                 if lower is None:
@@ -118,7 +119,7 @@ class History:
         while True:
             page = await trades.historical(self._client, symbol, *asked)
             try:
-                told = fill_plan.judge(page.rows["trade_id"], span, asked)
+                told = plan.judge(page.rows["trade_id"], span, asked)
             except ValueError as error:
                 raise WrongReplyError(
                     f"the venue's reply for {symbol} from {from_id} is not usable: {error}"
@@ -142,8 +143,8 @@ class History:
         rows = rows[wanted[0] :]
         first_us, last_us = int(rows["trade_us"][0]), int(rows["trade_us"][-1])
         await self._store(symbol, rows, "rest")
-        left_us = first_us - max(from_us, fill_plan.day_start_us(fill_plan.day_of(first_us)))
-        over = fill_plan.is_over(fill_plan.day_of(first_us), clock.wall_ns() // 1000)
+        left_us = first_us - max(from_us, plan.day_start_us(plan.day_of(first_us)))
+        over = plan.is_over(plan.day_of(first_us), clock.wall_ns() // 1000)
         pages_left = left_us / max(last_us - first_us, 1) if over else 0.0
         return _Place(int(rows["trade_id"][0]), first_us, done, pages_left)
 
@@ -166,7 +167,7 @@ class History:
 
         `adjoining`: pages do as well. None also for a dump that ends too early, then, or is bad.
         """
-        if not fill_plan.is_over(day, clock.wall_ns() // 1000):
+        if not plan.is_over(day, clock.wall_ns() // 1000):
             return None
         try:
             return await self._read_day(symbol, at, from_us, day, adjoining)
