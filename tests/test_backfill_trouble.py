@@ -7,7 +7,7 @@ import pytest
 from fakes import simulated_exchange
 from fill_desk import Desk, desk, running, until
 
-from tradecore import backfill as module
+from tradecore.backfill import engine as module
 from tradecore.store.embedded import EmbeddedPostgres
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
