@@ -36,22 +36,15 @@ class Sharing:
         self._leases = leases
         self._apply = apply
         self._lost_s: dict[int, float] = {}
+        self._changed = asyncio.Event()
         self.total = shards
         self.held: frozenset[int] = frozenset()
 
     async def run(self) -> None:
-        """Renew, take and give back leases twice a second."""
-        while True:
-            try:
-                held = await self._leases.tick()
-            except TransientStoreError as error:
-                once_per(log, "leases").warning(
-                    "leases cannot be renewed; capturing the same symbols on",
-                    extra={"held": len(self.held), "error": str(error)},
-                )
-            else:
-                await self._follow(held, clock.mono_ns() / 1e9)
-            await asyncio.sleep(TICK_S)
+        """Renew, take and give back leases twice a second, and make the feed follow."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew(), name="leases")
+            group.create_task(self._follow(), name="share of the symbols")
 
     async def close(self) -> None:
         """Hand everything over at once; others take it within a tick."""
@@ -63,7 +56,20 @@ class Sharing:
                 extra={"error": str(error)},
             )
 
-    async def _follow(self, held: frozenset[int], now_s: float) -> None:
+    async def _renew(self) -> None:
+        while True:
+            try:
+                held = await self._leases.tick()
+            except TransientStoreError as error:
+                once_per(log, "leases").warning(
+                    "leases cannot be renewed; capturing the same symbols on",
+                    extra={"held": len(self.held), "error": str(error)},
+                )
+            else:
+                self._take(held, clock.mono_ns() / 1e9)
+            await asyncio.sleep(TICK_S)
+
+    def _take(self, held: frozenset[int], now_s: float) -> None:
         """Capture what is ours, and for a while what was: the new owner has to connect first."""
         for shard in self.held - held:
             self._lost_s.setdefault(shard, now_s)
@@ -79,7 +85,14 @@ class Sharing:
                 extra={"shards": sorted(captured), "before": sorted(self.held)},
             )
             self.held = captured
-            await self._apply(captured)
+            self._changed.set()
+
+    async def _follow(self) -> None:
+        """Apply changes one after the other; that may take a minute, and leases do not wait."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._apply(self.held)
 
 
 def node_of(settings: Settings) -> str:

@@ -26,7 +26,7 @@ from tradecore.capture import Capture
 from tradecore.conflator import Conflator
 from tradecore.continuity import Continuity
 from tradecore.datadir import DataDir
-from tradecore.errors import EXIT_OK, TransientStoreError
+from tradecore.errors import EXIT_OK, TradecoreError, TransientStoreError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.feed import Feed
 from tradecore.flusher import Flusher, FlushPolicy
@@ -241,8 +241,8 @@ class Supervisor:
                 await self._store.open()
                 self._continuity.seed(await self._store.bounds())
                 break
-            except TransientStoreError:
-                await asyncio.sleep(1.0)  # the flusher reports it
+            except TradecoreError:
+                await asyncio.sleep(1.0)  # the flusher meets it too, and reports it
         while self._ring.durable_seq < self._recovered_seq:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.1)
         if self._settings.backfill_max_age_s:
