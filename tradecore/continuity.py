@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from tradecore import clock
@@ -39,6 +40,7 @@ REPEAT_S = 5.0
 """Between two fetches for one symbol that stays behind."""
 
 _CHEAP_SYMBOLS = 20
+_SHOWN = 10
 _RETRY_BASE_S = 1.0
 _RETRY_CAP_S = 60.0
 
@@ -182,6 +184,8 @@ class Continuity:
             self._behind.clear()
             return
         late: list[str] = []
+        missed: dict[str, int] = {}
+        dead: list[str] = []
         for symbol in symbols:
             track = self._capture.track(symbol)
             pace = self._paces.get(symbol)
@@ -198,9 +202,10 @@ class Continuity:
                 )
                 if now_s >= behind.due_s:
                     behind.due_s = now_s + REPEAT_S
+                    missed[symbol] = told.last_id
                     # One trade may be lost; that several are and none comes is another matter.
-                    dead = told.last_id > behind.last_id and pace.last_s <= behind.since_s
-                    self._missed(symbol, told.last_id, "ticker or kline", dead=dead)
+                    if told.last_id > behind.last_id and pace.last_s <= behind.since_s:
+                        dead.append(symbol)
                 continue
             self._behind.pop(symbol, None)
             if not pace.is_late(now_s):
@@ -209,6 +214,7 @@ class Continuity:
                 pace.forgive(now_s)
             else:
                 late.append(symbol)
+        self._fetch(missed, dead, "ticker or kline")
         if late and now_s >= self._ask_due_s:
             cheap = len(late) <= _CHEAP_SYMBOLS
             self._ask_due_s = now_s + (ASK_INTERVAL_S if cheap else ASK_ALL_INTERVAL_S)
@@ -217,28 +223,33 @@ class Continuity:
     async def _ask(self, late: Sequence[str], now_s: float) -> None:
         self.checks += 1
         venue = await self._ask_last_ids(late)
+        missed = {s: venue[s] for s in late if venue.get(s, -1) > self.last_id(s) >= 0}
         for symbol in late:
-            if venue.get(symbol, -1) > self.last_id(symbol) >= 0:
-                self._missed(symbol, venue[symbol], "REST", dead=True)
-            elif symbol in self._paces:
+            if symbol not in missed and symbol in self._paces:
                 self._paces[symbol].forgive(now_s)
+        self._fetch(missed, list(missed), "REST")
 
-    def _missed(self, symbol: str, last_id: int, witness: str, *, dead: bool) -> None:
-        """Fetch what the venue has printed and we lack; `dead`: replace the connection as well."""
+    def _fetch(self, missed: Mapping[str, int], dead: Sequence[str], witness: str) -> None:
+        """Fetch what the venue has printed and we lack; replace connections of `dead` symbols."""
+        if not missed:
+            return
         log.warning(
             "trades were printed and have not come; fetching them",
             extra={
-                "symbol": symbol,
-                "first_id": self.last_id(symbol) + 1,
-                "last_id": last_id,
+                "symbols": len(missed),
+                "behind": {
+                    symbol: {"received": self.last_id(symbol), "printed": last_id}
+                    for symbol, last_id in islice(missed.items(), _SHOWN)
+                },
                 "witness": witness,
-                "stale": dead,
+                "stale": list(dead[:_SHOWN]),
             },
         )
-        self._reach(symbol, last_id)
+        for symbol, last_id in missed.items():
+            self._reach(symbol, last_id)
         if dead:
-            self.stale.add(symbol)
-            self._replace([symbol], "stale")
+            self.stale.update(dead)
+            self._replace(dead, "stale")
 
     def _has_traded(self, symbol: str) -> bool:
         return self._capture.track(symbol).last_id is not None
