@@ -10,8 +10,8 @@ from tradecore.terminal import status_line
 
 def test_line_tells_rate_lag_ring_holes_connections() -> None:
     assert status_line(HEALTHY, 200) == (
-        "64 trades/s | lag 0.1 s | ring 25.0% | holes 7 | connections 2/2 | streams 6/6"
-        " | stored 1,011 | room for 12.0 s"
+        "64 trades/s | lag 0.1 s | ring 25.0% | holes 7 (70 ids, filling 3) | connections 2/2"
+        " | streams 6/6 | stored 1,011 | room for 12.0 s"
     )
 
 

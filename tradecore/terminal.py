@@ -33,6 +33,8 @@ def status_line(snapshot: Snapshot, columns: int) -> str:
         f"stored {snapshot.counters.trades_stored:,}",
         f"room for {_duration(snapshot.absorbable_s)}",
     ]
+    if snapshot.holes.ids_missing:
+        parts[3] += f" ({snapshot.holes.ids_missing:,} ids, filling {snapshot.repair.under_way})"
     if snapshot.database.away_s is not None:
         parts.insert(1, f"database away {_duration(snapshot.database.away_s)}")
     line = ""
