@@ -18,8 +18,8 @@ from aiohttp import web
 from fake_venue import Venue, eventually, make_certificate, server_tls
 
 from tradecore.errors import SettingsError, VenueError
-from tradecore.feed import endpoint as endpoint_module
-from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError, tls_context
+from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
+from tradecore.tls import tls_context
 
 QUERY = "?timeUnit=MICROSECOND"
 
@@ -323,7 +323,7 @@ def test_the_same_on_uvloop(certificate: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ssl.SSLCertVerificationError):
             await Endpoint.parse(secure.url).open(picows.WSListener, 5)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        endpoint_module.tls_context.cache_clear()
+        tls_context.cache_clear()
         transport, _ = await Endpoint.parse(secure.url).open(picows.WSListener, 5)
         transport.disconnect(graceful=False)
         await transport.wait_disconnected()

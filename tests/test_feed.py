@@ -17,12 +17,12 @@ from fakes import simulated_exchange
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
 from tradecore.feed._listener import FrameListener
-from tradecore.feed.endpoint import tls_context
 from tradecore.feed.feed import Feed
 from tradecore.feed.plan import Confirm, ListenerFactory, Timing
 from tradecore.feed.states import State
 from tradecore.ring import Ring
 from tradecore.settings import Settings, load
+from tradecore.tls import tls_context
 
 FAST = Timing(connect_s=5.0, reply_s=2.0, frame_gap_s=0.02, settle_s=0.1, tick_s=0.02, close_s=0.5)
 

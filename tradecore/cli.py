@@ -165,7 +165,10 @@ def _settings(*, quiet: bool = False) -> Settings:
 def _run(_: argparse.Namespace) -> int:
     import uvloop
 
-    from tradecore import supervisor
+    from tradecore.tls import no_authorities
+
+    with no_authorities():
+        from tradecore import supervisor
 
     return uvloop.run(supervisor.run(_settings()))
 

@@ -7,11 +7,9 @@ TCP handshake, and because name, address, TLS and upgrade then share one time li
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +18,7 @@ from picows.url import WSParsedURL
 
 from tradecore.errors import SettingsError, VenueError
 from tradecore.feed.addresses import AddressBook
+from tradecore.tls import tls_context
 from tradecore.values import is_loopback
 
 RECEIVE_BUFFER_BYTES = 1 << 20
@@ -213,17 +212,6 @@ class Endpoint:
                 sock.close()
                 raise
         raise failure
-
-
-@cache
-def tls_context() -> ssl.SSLContext:
-    """Return the one context: it verifies certificate and host name, TLS 1.2 or newer.
-
-    Shared by all connections, since each copy would hold the machine's whole list of authorities.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def _explain(host: str, error: WSHandshakeError) -> VenueError:
