@@ -27,6 +27,7 @@ logger = logging.getLogger("tradecore.test")
 @pytest.fixture(autouse=True)
 def level_restored() -> Iterator[None]:
     level = logging.getLogger().level
+    log._limits.clear()  # what other tests have held back is not ours to report
     yield
     log.stop()
     logging.getLogger().setLevel(level)
