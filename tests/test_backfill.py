@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fill_desk import desk, running, today_us, until
+from fill_desk import desk, rows_of, running, today_us, until
 
 from tradecore.store.holes import OpenHole
 
@@ -132,6 +132,19 @@ async def test_max_age(migrated_database: str, tmp_path: Path) -> None:
         assert lower[1:3] == (first + 1, first + 99), "wholly older: for the command"
         assert upper.first_id == first + 101
         assert middle < upper.last_id < newest - 1000, "newest pages first, until they are too old"
+
+
+async def test_age_is_counted_from_the_newest_stored_trade(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """A venue whose clock is far behind ours, or a clock of ours that is far ahead."""
+    async with desk(migrated_database, tmp_path) as d:
+        first = d.market.first_id(BTC)
+        rows = rows_of(d.market, BTC, first, first + 51, d.symbols.add(BTC))[[0, 50]]
+        rows["trade_us"] -= 400 * 86_400_000_000
+        await d.store.write_trades(rows)
+        async with running(d.backfill()):
+            await until(lambda: d.whole(BTC, first, first + 50))
 
 
 async def test_zero_age_asks_nothing(migrated_database: str, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class Backfill:
         self._busy: dict[str, Work | Reach] = {}
         self._woken = asyncio.Event()
         self._next_look_s = 0.0
+        self._newest_us: int | None = None  # time of the newest stored trade
         self._venue_pause = Backoff(policy.lag_base_s, policy.lag_cap_s * 3)
         self._venue_not_before_s = 0.0
         self._left: list[Work] | None = None  # a run over given holes: those given up
@@ -150,11 +151,13 @@ class Backfill:
         began_us = clock.wall_ns() // 1000
         try:
             holes = await self._store.open_holes(limit=MAX_HOLES)
+            ends_us = [one.last_us for one in (await self._store.bounds()).values()]
         except TransientStoreError as error:
             self.stats.last_error = str(error)
             self._next_look_s = _now_s() + _LOOK_AGAIN_S
             return
         self._next_look_s = _now_s() + self._policy.look_s * random.uniform(0.9, 1.1)
+        self._newest_us = max(ends_us, default=None)
         oldest_us = self._oldest_us()
         seen = set()
         for hole in holes:
@@ -376,10 +379,17 @@ class Backfill:
         )
 
     def _oldest_us(self) -> int:
-        """Return the time from which on trades are fetched."""
+        """Return the time from which on trades are fetched.
+
+        Counted from the newest stored trade where our clock is ahead of it: ages are those of the
+        venue's times, and a clock that is wrong must not make all holes too old.
+        """
         if self._left is not None or self._policy.max_age_s == float("inf"):
             return -(2**62)
-        return clock.wall_ns() // 1000 - int(self._policy.max_age_s * 1e6)
+        now_us = clock.wall_ns() // 1000
+        if self._newest_us is not None:
+            now_us = min(now_us, self._newest_us)
+        return now_us - int(self._policy.max_age_s * 1e6)
 
     def _backoffs(self) -> tuple[Backoff, Backoff]:
         """Return the delays for a database that lags, and for errors."""
