@@ -40,6 +40,9 @@ REPEAT_S = 5.0
 """Between two fetches for one symbol that stays behind."""
 
 _CHEAP_SYMBOLS = 20
+_BREATH_SYMBOLS = 200
+"""The event loop has other things to do: it gets to them after so many symbols, 0.5 ms."""
+
 _SHOWN = 10
 _RETRY_BASE_S = 1.0
 _RETRY_CAP_S = 60.0
@@ -186,7 +189,9 @@ class Continuity:
         late: list[str] = []
         missed: dict[str, int] = {}
         dead: list[str] = []
-        for symbol in symbols:
+        for count, symbol in enumerate(symbols, 1):
+            if count % _BREATH_SYMBOLS == 0:
+                await asyncio.sleep(0)
             track = self._capture.track(symbol)
             pace = self._paces.get(symbol)
             if pace is None:
@@ -196,7 +201,8 @@ class Continuity:
             if pace.last_s == now_s:
                 self.stale.discard(symbol)
             told = self._capture.told(symbol)
-            if told.last_id > self.last_id(symbol) >= 0:
+            last_id = -1 if track.last_id is None else track.last_id
+            if told.last_id > max(last_id, self.stored.get(symbol, -1)) >= 0:
                 behind = self._behind.setdefault(
                     symbol, _Behind(told.last_id, now_s, now_s + TOLD_GRACE_S)
                 )

@@ -235,8 +235,9 @@ class Observer:
         heard_us = (wall_ns // 1000) - int(max(ages, default=0.0) * 1e6)
         through_us = min(heard_us, oldest_ns // 1000) if oldest_ns else heard_us
         stored = parts.continuity.stored
+        captured = frozenset(parts.roster.symbols)
         for symbol, (received, last_id, trade_us) in parts.capture.received().items():
-            if symbol not in parts.roster.symbols:
+            if symbol not in captured:
                 continue
             holes = self._holes.by_symbol.get(symbol)
             known = symbol in stored

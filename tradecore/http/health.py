@@ -7,6 +7,7 @@ shown as numbers and left to alerts: a hole of last week must not make a good da
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 from tradecore.snapshot import LIVE, ConnectionState, Snapshot
@@ -240,6 +241,7 @@ def _ring(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=64)  # of 1,400 symbols most have the same few times
 def _iso(time_us: int | None) -> str | None:
     if time_us is None:
         return None
