@@ -249,6 +249,7 @@ class Backfill:
         except WrongReplyError as error:
             return self._failed(work, "broken", error)
         self._venue_pause.reset()
+        self.stats.last_error = None
         return step
 
     def _failed(self, work: Work | Reach, reason: str, error: Exception) -> Step:
