@@ -236,6 +236,7 @@ class Backfill:
 
     async def _attempt(self, work: Work | Reach) -> Step:
         """Make a step; an error becomes a delay."""
+        before = self.stats.last_error
         try:
             if isinstance(work, Work):
                 step = await self._filler.step(work)
@@ -249,7 +250,8 @@ class Backfill:
         except WrongReplyError as error:
             return self._failed(work, "broken", error)
         self._venue_pause.reset()
-        self.stats.last_error = None
+        if self.stats.last_error is before:
+            self.stats.last_error = None
         return step
 
     def _failed(self, work: Work | Reach, reason: str, error: Exception) -> Step:
