@@ -74,6 +74,19 @@ class Daemon:
         except aiohttp.ClientError:
             return 0, None
 
+    async def text(self, path: str) -> str:
+        """Return the body of a page that is there."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}") as response,
+        ):
+            assert response.status == 200
+            return await response.text()
+
+    async def until_logged(self, text: str, times: int = 1) -> None:
+        """Wait until the log has this text so often."""
+        await self.until(lambda _: self.log.count(text) >= times, "/live")
+
     async def health(self) -> dict[str, Any]:
         return (await self.get("/health"))[1] or {}
 

@@ -28,7 +28,8 @@ KLINES_INTERVAL_S = 30.0
 """Between two questions to REST for klines that did not come."""
 
 FetchKlines = Callable[[str, int, int], Awaitable[NDArray[void]]]
-"""(symbol, first open time, last open time in us) -> KLINE_DTYPE rows; raises VenueError."""
+"""(symbol, from, to in us) -> KLINE_DTYPE rows that open at `from` or later and before `to`;
+raises VenueError."""
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class Auditor:
         if self._fetch_klines and report.klines_missing and clock.mono_ns() >= self._klines_due_ns:
             self._klines_due_ns = clock.mono_ns() + int(KLINES_INTERVAL_S * 1e9)
             for symbol, first_us, last_us in report.klines_missing[:20]:
-                rows = await self._fetch_klines(symbol, first_us, last_us)
-                asked_us = (first_us, last_us + MINUTE_US)
-                await put_klines(self._store.pool, symbol, rows, asked_us=asked_us)
+                span_us = (first_us, last_us + MINUTE_US)
+                rows = await self._fetch_klines(symbol, *span_us)
+                await put_klines(self._store.pool, symbol, rows, asked_us=span_us)
         return report

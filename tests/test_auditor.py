@@ -1,0 +1,141 @@
+"""The cross-check of the running daemon: rows that change behind its back do not go unseen."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fill_desk import Desk, desk
+from scene import assert_readable, metrics
+
+from tests.daemon import daemon
+from tradecore.rest import trades
+from tradecore.store.audit import put_klines
+
+MINUTE_US = 60_000_000
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT")
+NAMES = ",".join(SYMBOLS)
+
+_CHANGE = """
+    UPDATE raw_trades SET price = price * 2 WHERE symbol = $1 AND trade_id = (
+        SELECT trade_id FROM raw_trades WHERE symbol = $1 AND timestamp > $2
+        AND timestamp < $2 + interval '1 minute' ORDER BY trade_id OFFSET 5 LIMIT 1)
+"""
+_DELETE = """
+    DELETE FROM raw_trades WHERE symbol = $1 AND trade_id = (
+        SELECT trade_id FROM raw_trades WHERE symbol = $1 AND timestamp > $2
+        AND timestamp < $2 + interval '1 minute' ORDER BY trade_id OFFSET 5 LIMIT 1)
+"""
+
+
+def environ(one: Desk, folder: Path) -> dict[str, Any]:
+    return {
+        **one.environ,
+        "DATA_DIR": folder / "data",
+        "BINANCE_WEBSOCKET_URL": one.exchange.ws,
+        "SUPPORTED_SYMBOLS": NAMES,
+    }
+
+
+def at(us: int) -> datetime:
+    return datetime.fromtimestamp(us / 1e6, UTC)
+
+
+async def store_past(one: Desk, from_us: int, to_us: int) -> None:
+    """Store the trades of a span of time, as if a daemon had captured them."""
+    for symbol in SYMBOLS:
+        first_id = one.market.next_id(symbol, from_us)
+        end_id = one.market.next_id(symbol, to_us)
+        await one.capture(symbol, (first_id, end_id - 1))
+
+
+async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start(
+    tmp_path: Path, migrated_database: str
+) -> None:
+    async with desk(migrated_database, tmp_path, symbols=NAMES) as one:
+        now_us = (await one.exchange.state())["now_us"]
+        begin_us = now_us // MINUTE_US * MINUTE_US - 6 * MINUTE_US
+        await store_past(one, begin_us - 10_000_000, begin_us + 4 * MINUTE_US)
+        for symbol in SYMBOLS:
+            rows = await trades.klines(one.client, symbol, begin_us, begin_us + 4 * MINUTE_US)
+            assert len(rows) == 4
+            await put_klines(one.store.pool, symbol, rows)
+        # One kline has never come; it is fetched, and its minute proven by it.
+        gone_us = begin_us + 2 * MINUTE_US
+        assert "DELETE 1" == await one.conn.execute(
+            "DELETE FROM klines WHERE symbol = 'PEPEUSDT' AND timestamp = $1", at(gone_us)
+        )
+        assert "UPDATE 1" == await one.conn.execute(_CHANGE, "BTCUSDT", at(begin_us + MINUTE_US))
+        assert "DELETE 1" == await one.conn.execute(_DELETE, "ETHUSDT", at(begin_us + MINUTE_US))
+
+        async with daemon(tmp_path / "daemon", **environ(one, tmp_path)) as running:
+            health = await running.until(
+                lambda health: sum(health["completeness"]["audit"]["minutes_mismatched"].values())
+            )
+            await running.until(
+                lambda body: (
+                    (body["symbols"]["PEPEUSDT"]["proven_through"] or "")
+                    >= at(begin_us + 4 * MINUTE_US).isoformat(timespec="milliseconds")
+                ),
+                "/health/binance",
+            )
+            health = await running.health()
+            found = health["completeness"]["audit"]
+            assert found["minutes_mismatched"] == {"count": 1, "high": 1}
+            assert found["minutes_proven"] >= 3 + 3 + 4
+            assert found["age_s"] < 10
+            assert health["status"] == "ok", health["reasons"]
+            values = await metrics(running)
+            assert values["tradecore_minutes_mismatched_total{count}"] == 1
+            assert values["tradecore_minutes_mismatched_total{high}"] == 1
+            assert values["tradecore_minutes_unproven"] >= 2
+            assert values["tradecore_audit_age_seconds"] < 10
+            kline = await one.conn.fetchrow(
+                "SELECT trade_count FROM klines WHERE symbol = 'PEPEUSDT' AND timestamp = $1",
+                at(gone_us),
+            )
+            assert kline["trade_count"] > 0
+            assert await running.terminate() == 0
+            assert running.log.count("does not equal the venue's kline") == 2
+            assert_readable(running, most=2)
+
+
+async def test_a_row_that_changes_in_the_present_minute_is_seen_soon_after_its_end(
+    tmp_path: Path, migrated_database: str
+) -> None:
+    """With the venue's own klines, over a real end of a minute: 70 s at most."""
+    async with desk(migrated_database, tmp_path, symbols=NAMES) as one:
+        while time.time() % 60 > 48:  # else there is no time to alter something
+            await asyncio.sleep(0.1)
+        minute_us = int(time.time()) // 60 * MINUTE_US
+        # What was captured before makes the present minute a whole one: the rest is filled.
+        await store_past(one, minute_us - 2 * MINUTE_US, minute_us - MINUTE_US)
+        async with daemon(tmp_path / "daemon", **environ(one, tmp_path)) as running:
+            await running.until(
+                lambda health: (
+                    health["completeness"]["backfill"]["holes_closed"]["filled"] == len(SYMBOLS)
+                )
+            )
+            health = await running.until(lambda health: health["completeness"]["holes"] == 0)
+            assert health["counts"]["trades_filled"] > 0
+            through = health["completeness"]["complete_through"]
+            assert through > at(minute_us).isoformat()
+            assert "UPDATE 1" == await one.conn.execute(_CHANGE, "BTCUSDT", at(minute_us))
+            assert "DELETE 1" == await one.conn.execute(_DELETE, "ETHUSDT", at(minute_us))
+            async with asyncio.timeout(75):
+                while True:
+                    body = (await running.get("/health/binance"))[1]["symbols"]
+                    found = (await running.health())["completeness"]["audit"]
+                    proven = body["PEPEUSDT"]["proven_through"] or ""
+                    if len(found["minutes_mismatched"]) == 2 and proven > at(minute_us).isoformat():
+                        break
+                    await asyncio.sleep(0.1)
+            seen_s = time.time() - (minute_us + MINUTE_US) / 1e6
+            assert seen_s < 30
+            assert found["minutes_mismatched"] == {"count": 1, "high": 1}
+            for symbol in ("BTCUSDT", "ETHUSDT"):
+                assert (body[symbol]["proven_through"] or "") < at(minute_us + 1).isoformat()
+                assert body[symbol]["complete_through"] > at(minute_us + MINUTE_US).isoformat()
+            assert await running.terminate() == 0
+            assert_readable(running, most=2)
