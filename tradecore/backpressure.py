@@ -44,6 +44,8 @@ class Backpressure:
 
     def watch(self) -> None:
         """Set the marks; to be called again when the number of sockets has changed."""
+        if self._capture.above_high_water:
+            return  # the marks in force end what they began; `after_release` comes here again
         headroom = min(self._ring.capacity // 2, ROWS_PER_SOCKET * max(1, self._sockets()))
         high = self._ring.capacity - headroom
         self._low_water = high // 2
@@ -56,6 +58,7 @@ class Backpressure:
             if self._resume_timer is not None:
                 self._resume_timer.cancel()
             self._feed.resume_reading()
+            self.watch()
             log.info(
                 "ring is below its low-water mark again", extra={"pending": self._ring.pending}
             )
