@@ -36,14 +36,18 @@ class Roster:
         capture: Capture,
         feed: Feed,
         on_added: Callable[[Sequence[str]], Awaitable[None]],
+        on_changed: Callable[[Sequence[str]], None],
     ) -> None:
-        """`on_added(symbols)` is called before symbols are subscribed that were not so before."""
+        """`on_added(symbols)` is called before symbols are subscribed that were not so before,
+        `on_changed` with the same when the subscriptions are as they should be.
+        """
         self.symbols = first_symbols(settings)
         self._settings = settings
         self._ring = ring
         self._capture = capture
         self._feed = feed
         self._on_added = on_added
+        self._on_changed = on_changed
         self._held: frozenset[int] = frozenset()
         self._changing = asyncio.Lock()
 
@@ -72,7 +76,12 @@ class Roster:
             log.warning(
                 "SIGHUP: these settings change with a restart only", extra={"settings": others}
             )
-        self._settings = replace(self._settings, symbols=new.symbols, streams=new.streams)
+        changed = replace(self._settings, symbols=new.symbols, streams=new.streams)
+        if changed == self._settings:
+            if not others:
+                log.info("SIGHUP: nothing has changed")
+            return
+        self._settings = changed
         await self._apply()
 
     async def _apply(self) -> None:
@@ -93,9 +102,10 @@ class Roster:
                 )
                 return
             self._capture.grow()
-            await self._on_added(added)
             self.symbols = wanted
+            await self._on_added(added)
             await self._feed.apply(wanted, settings.streams)
+            self._on_changed(added)
             log.info(
                 "subscriptions changed",
                 extra={"symbols": len(wanted), "added": added, "gone": gone},

@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 
+HAND_OVER_S = 2.0
+"""How long a daemon that stops captures on when another is there to take over: that one finds the
+free shards within a tick and has to connect."""
+
 LINGER_S = 5.0
 """How long symbols that another daemon has taken over are captured on."""
 
@@ -47,7 +51,8 @@ class Sharing:
             group.create_task(self._follow(), name="share of the symbols")
 
     async def close(self) -> None:
-        """Hand everything over at once; others take it within a tick."""
+        """Give everything back at once; return when others have had the time to take it."""
+        others = self._leases.live_nodes > 1 and self.held
         try:
             await self._leases.release()
         except TransientStoreError as error:
@@ -55,6 +60,10 @@ class Sharing:
                 "leases could not be given back; they expire by themselves",
                 extra={"error": str(error)},
             )
+        else:
+            if others:
+                log.info("stopping: others take the symbols over", extra={"wait_s": HAND_OVER_S})
+                await asyncio.sleep(HAND_OVER_S)
 
     async def _renew(self) -> None:
         while True:

@@ -52,6 +52,9 @@ _GRACE_S = 0.3
 _GRACE_OF_TWO_S = 2.0
 """How long a fresh hole is left alone before the venue is asked."""
 
+_ADDED_GRACE_S = 3.0
+"""After which REST is asked for added symbols that have not traded: most have by then."""
+
 
 class Supervisor:
     """The running daemon; `run` returns its exit code."""
@@ -60,6 +63,7 @@ class Supervisor:
         self._settings = settings
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._added = asyncio.Event()
 
     async def run(self) -> int:
         """Capture until SIGTERM or SIGINT. Raises TradecoreError when it cannot start."""
@@ -100,9 +104,11 @@ class Supervisor:
             symbol_id=self._ring.intern,
             confirm=self._confirm,
         )
-        self._roster = Roster(settings, self._ring, self._capture, self._feed, self._on_added)
-        pressure = Backpressure(
+        self._pressure = Backpressure(
             self._ring, self._capture, self._feed, lambda: len(self._feed.connections)
+        )
+        self._roster = Roster(
+            settings, self._ring, self._capture, self._feed, self._on_added, self._on_changed
         )
         self._backfill = Backfill(
             self._store,
@@ -129,7 +135,7 @@ class Supervisor:
             conflator,
             self._store,
             FlushPolicy(settings.batch_size, settings.batch_timeout_ms / 1e3),
-            after_release=pressure.after_release,
+            after_release=self._pressure.after_release,
             on_opened=self._backfill.wake,
         )
         self._auditor = Auditor(
@@ -137,7 +143,7 @@ class Supervisor:
             lambda: self._continuity.known(),
             lambda symbol, trade_id: (self._capture.track(symbol).last_id or -1) >= trade_id,
             self._backfill.reach,
-            lambda symbol, first_us, last_us: trades.klines(client, symbol, first_us, last_us),
+            lambda symbol, from_us, to_us: trades.klines(client, symbol, from_us, to_us),
         )
         self._sharing: Sharing | None = None
         if settings.shards:
@@ -181,6 +187,7 @@ class Supervisor:
         helpers: dict[str, Coroutine[Any, Any, object]] = {
             "stop": self._stop.wait(),
             "reload": self._follow_reloads(),
+            "additions": self._follow_additions(),
             "watch": self._observer.watch(),
             "continuity": self._watch_continuity(),
             "backfill": self._backfill.run(),
@@ -209,11 +216,19 @@ class Supervisor:
             for task in done:
                 task.result()
             await _cancel(*(task for task in others if task.get_name() != "terminal line"))
-            await self._drain(flush, feed)
             if self._sharing is not None:
-                await self._sharing.close()
+                await self._hand_over(self._sharing)
+            await self._drain(flush, feed)
         finally:
             await _cancel(flush, feed, *others)
+
+    async def _hand_over(self, sharing: Sharing) -> None:
+        """Let others take our shards while we still capture them; a second signal ends that."""
+        self._stop.clear()
+        over = asyncio.create_task(sharing.close())
+        again = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({over, again}, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(over, again)
 
     async def _drain(self, flush: "asyncio.Task[None]", feed: "asyncio.Task[None]") -> None:
         log.info("stopping: feed first, then the ring is drained")
@@ -243,11 +258,15 @@ class Supervisor:
                 break
             except TradecoreError:
                 await asyncio.sleep(1.0)  # the flusher meets it too, and reports it
+        await self._look_back()
+        await self._continuity.run()
+
+    async def _look_back(self) -> None:
+        """Ask the venue what has moved, once the rows of the last run are stored."""
         while self._ring.durable_seq < self._recovered_seq:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.1)
         if self._settings.backfill_max_age_s:
             await self._continuity.look_back()
-        await self._continuity.run()
 
     async def _follow_reloads(self) -> None:
         while True:
@@ -260,12 +279,27 @@ class Supervisor:
         with suppress(TransientStoreError):  # their first trades show the holes all the same
             self._continuity.seed(await self._store.bounds())
 
+    def _on_changed(self, added: Sequence[str]) -> None:
+        self._pressure.watch()
+        if added:
+            self._added.set()
+
+    async def _follow_additions(self) -> None:
+        """Ask what symbols did before we captured them: they may not trade again for long."""
+        while True:
+            await self._added.wait()
+            await asyncio.sleep(_ADDED_GRACE_S)
+            self._added.clear()
+            await self._look_back()
+
     async def _confirm(self, symbols: Sequence[str]) -> set[str]:
         return await self._continuity.confirm(symbols)
 
     def _grace_s(self, symbol: str) -> float:
-        """A hole may close by itself while two connections bring the same trades."""
-        several = self._settings.feed_lines > 1 or self._feed.rolling(symbol)
+        """A hole may close by itself while two connections, or daemons, bring the same trades."""
+        several = (
+            self._settings.feed_lines > 1 or self._settings.shards > 0 or self._feed.rolling(symbol)
+        )
         return _GRACE_OF_TWO_S if several else _GRACE_S
 
     def _is_busy(self) -> bool:

@@ -111,8 +111,9 @@ class SideServer:
 
     async def _binance(self, _request: web.Request) -> web.Response:
         snapshot = self._snapshot()
-        body = health.binance_json(snapshot, health.assess(snapshot))
-        return security.json_answer(body, 200 if snapshot.live_streams else 503)
+        verdict = health.assess(snapshot)
+        body = health.binance_json(snapshot, verdict)
+        return security.json_answer(body, 200 if verdict.of("feed").ready else 503)
 
     async def _ready(self, _request: web.Request) -> web.Response:
         verdict = health.assess(self._snapshot())
