@@ -63,11 +63,14 @@ async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start
             await put_klines(one.store.pool, symbol, rows)
         # One kline has never come; it is fetched, and its minute proven by it.
         gone_us = begin_us + 2 * MINUTE_US
-        assert "DELETE 1" == await one.conn.execute(
-            "DELETE FROM klines WHERE symbol = 'PEPEUSDT' AND timestamp = $1", at(gone_us)
+        assert (
+            await one.conn.execute(
+                "DELETE FROM klines WHERE symbol = 'PEPEUSDT' AND timestamp = $1", at(gone_us)
+            )
+            == "DELETE 1"
         )
-        assert "UPDATE 1" == await one.conn.execute(_CHANGE, "BTCUSDT", at(begin_us + MINUTE_US))
-        assert "DELETE 1" == await one.conn.execute(_DELETE, "ETHUSDT", at(begin_us + MINUTE_US))
+        assert await one.conn.execute(_CHANGE, "BTCUSDT", at(begin_us + MINUTE_US)) == "UPDATE 1"
+        assert await one.conn.execute(_DELETE, "ETHUSDT", at(begin_us + MINUTE_US)) == "DELETE 1"
 
         async with daemon(tmp_path / "daemon", **environ(one, tmp_path)) as running:
             health = await running.until(
@@ -121,8 +124,8 @@ async def test_a_row_that_changes_in_the_present_minute_is_seen_soon_after_its_e
             assert health["counts"]["trades_filled"] > 0
             through = health["completeness"]["complete_through"]
             assert through > at(minute_us).isoformat()
-            assert "UPDATE 1" == await one.conn.execute(_CHANGE, "BTCUSDT", at(minute_us))
-            assert "DELETE 1" == await one.conn.execute(_DELETE, "ETHUSDT", at(minute_us))
+            assert await one.conn.execute(_CHANGE, "BTCUSDT", at(minute_us)) == "UPDATE 1"
+            assert await one.conn.execute(_DELETE, "ETHUSDT", at(minute_us)) == "DELETE 1"
             async with asyncio.timeout(75):
                 while True:
                     body = (await running.get("/health/binance"))[1]["symbols"]
