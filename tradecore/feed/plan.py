@@ -103,7 +103,7 @@ class Timing:
     """The same for trades where no ticker comes."""
     rollover_s: float = 60.0
     """How long two sessions stay open for symbols that could not be confirmed at all."""
-    settle_s: float = 3.0
+    settle_s: float = 1.0
     """Data for this long forgives all failures before it."""
     tick_s: float = 0.25
     close_s: float = 2.0
