@@ -123,6 +123,8 @@ def overlaps(
     pieces: Sequence[Range] | Sequence[Span], stored: Sequence[Range] | Sequence[Span]
 ) -> list[Span]:
     """Return what of `pieces` is stored already."""
+    if not pieces or not stored or stored[-1].last_id < pieces[0].first_id:
+        return []  # trades of a live feed, as good as always
     found: list[Span] = []
     i = j = 0
     while i < len(pieces) and j < len(stored):

@@ -178,7 +178,9 @@ class Sink:
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
         cut = mask_rows(rows, as_cuts(cuts), keep) if any(cuts.values()) else 0
         # Rows that a failed call stored after all are no duplicates: nobody was told of them yet.
-        confirmed = sum(self._unreported.count(names[s], spans) for s, spans in cuts.items())
+        confirmed = sum(
+            self._unreported.count(names[s], found) for s, found in cuts.items() if found
+        )
         if cut:
             pieces = find_pieces(rows, keep, call.symbols)
         expected = stored = sum(piece.rows for found in pieces.values() for piece in found)
