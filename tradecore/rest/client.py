@@ -14,7 +14,7 @@ from tradecore import clock
 from tradecore.backoff import Backoff
 from tradecore.errors import UsageError
 from tradecore.rest.budget import Budget, RestError
-from tradecore.tls import tls_context
+from tradecore.tls import tls_of
 from tradecore.values import is_loopback
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class RestClient:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=4, ssl=tls_context()),
+                connector=aiohttp.TCPConnector(limit=4, ssl=tls_of(self.base_url)),
                 timeout=aiohttp.ClientTimeout(total=self._limit_s),
                 headers={"X-MBX-TIME-UNIT": "MICROSECOND", "User-Agent": "tradecore"},
                 cookie_jar=aiohttp.DummyCookieJar(),

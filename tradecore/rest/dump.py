@@ -25,7 +25,7 @@ from tradecore.errors import DataDirError, UsageError
 from tradecore.rest.budget import RestError
 from tradecore.rest.client import read_body, safe_base
 from tradecore.schema import TRADE_DTYPE
-from tradecore.tls import tls_context
+from tradecore.tls import tls_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -94,7 +94,7 @@ async def fetch_day(
     while True:
         try:
             async with aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls_context()),
+                connector=aiohttp.TCPConnector(ssl=tls_of(base)),
                 timeout=timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept-Encoding": "identity", "User-Agent": "tradecore"},
