@@ -272,6 +272,28 @@ async def test_a_last_id_that_the_ledger_holds_confirms(tmp_path: Path) -> None:
         assert "BTCUSDT" not in new.unconfirmed()
 
 
+def _of_ether(frame_of_bitcoin: bytes) -> bytes:
+    return frame_of_bitcoin.replace(b"BTCUSDT", b"ETHUSDT")
+
+
+async def test_a_symbol_without_any_trade_is_confirmed_when_the_same_id_is_told_on(
+    tmp_path: Path,
+) -> None:
+    """It last traded before anybody listened: nothing can be lost between two connections."""
+    async with rollover(tmp_path) as (old, new):
+        await old.deliver(_of_ether(ticker(500, 9, NOW_MS)))
+        await new.deliver(_of_ether(ticker(500, 9, NOW_MS)))
+        assert "ETHUSDT" in new.unconfirmed(), "the trade may still be under way"
+        number = 1
+        async with asyncio.timeout(20):
+            while "ETHUSDT" in new.unconfirmed():
+                await asyncio.sleep(0.05)
+                await new.deliver(_of_ether(ticker(500, 9, NOW_MS + number)))
+                number += 1
+        await new.deliver(_of_ether(ticker(501, 9, NOW_MS + number)))
+        assert "ETHUSDT" in new.unconfirmed(), "this one was printed meanwhile"
+
+
 async def test_a_connection_that_is_gone_owes_nothing(tmp_path: Path) -> None:
     async with rollover(tmp_path) as (old, new), wire(tmp_path, old.bench) as third:
         await third.deliver(trade(103))

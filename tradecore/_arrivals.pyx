@@ -3,7 +3,11 @@
 from libc.stdlib cimport free, realloc
 
 from tradecore._tracks cimport Tracks, track_t
-from tradecore.sequence cimport holds
+from tradecore.sequence cimport NO_ID, holds
+
+cdef enum:
+    # A trade that a ticker or kline tells comes within so long, or was printed before we listened.
+    TOLD_SETTLES_NS = 1000000000
 
 
 cdef class Arrivals:
@@ -35,8 +39,10 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
     Once this connection has delivered a trade F it delivers all behind it, so only ids below F can
     be lost: F-1 must have come, or the ledger must know as much; where it came from nobody (the
     venue left it out, or it was lost), all others that deliver the symbol must be past it. Before
-    F, the greatest id told must have come, or none may have been told but silence. Raises
-    IndexError for a symbol without a track.
+    F, the greatest id told must have come, or none may have been told but silence, or nothing is
+    known of the symbol and the same id has been told for a while: it was printed before the first
+    connection was there, and no trade has come since. Raises IndexError for a symbol without a
+    track.
     """
     cdef list found = []
     cdef uint32_t symbol_id
@@ -59,7 +65,9 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
             confirmed = False
         else:
             confirmed = (
-                row.told_id == TOLD_QUIET or _is_covered(&tracks.rows[symbol_id], row.told_id)
+                row.told_id == TOLD_QUIET
+                or _is_covered(&tracks.rows[symbol_id], row.told_id)
+                or _was_before_all(&tracks.rows[symbol_id], row.told_id)
             )
         if not confirmed:
             found.append(number)
@@ -69,6 +77,16 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
 cdef bint _is_covered(const track_t *track, int64_t trade_id) noexcept nogil:
     """Return whether an id came, or the ledger knows up to there and further."""
     return holds(&track.ids, trade_id) or trade_id <= track.seeded_id
+
+
+cdef bint _was_before_all(const track_t *track, int64_t told_id) noexcept nogil:
+    """Return whether the id is older than all that was ever received or stored."""
+    return (
+        track.ids.high_id == NO_ID
+        and track.seeded_id < 0
+        and told_id == track.told_id
+        and track.told_recv_ns - track.told_since_ns > TOLD_SETTLES_NS
+    )
 
 
 cdef bint _all_past(list others, uint32_t symbol_id, int64_t trade_id):
