@@ -277,6 +277,18 @@ async def test_dumps_have_what_rest_has_no_longer(migrated_database: str, tmp_pa
         assert {row[2:] for row in await d.gaps(BTC)} == {("filled", "dump")}
 
 
+async def test_a_fresh_hole_that_rest_has_no_longer(migrated_database: str, tmp_path: Path) -> None:
+    """It is told of by its ids alone; its times, which name the dumps, are learnt soon after."""
+    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS) as d:
+        backfill = d.backfill(max_age_s=10 * 86_400, look_s=600.0)
+        async with running(backfill):
+            await until(lambda: backfill._next_look_s > 0)
+            await d.capture(BTC, (1000, 1100), (1200, 1300))
+            backfill.wake([(BTC, 1101, 1199)])
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        await d.prove(BTC, 1000, 1300)
+
+
 async def test_absent_by_the_dump(migrated_database: str, tmp_path: Path) -> None:
     options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
     async with desk(migrated_database, tmp_path, **options) as d:

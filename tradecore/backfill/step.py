@@ -43,6 +43,7 @@ _MAX_LAG_US = 10_000_000
 _PATIENT_AFTER = 30  # replies without a trade, after which the venue is asked more seldom
 _HOURLY_AFTER = 100
 _HOUR_S = 3600.0
+_TIMES_S = 5.0  # the next look at the open holes learns the times of a fresh one
 _DUMP_CAP_S = 6 * _HOUR_S
 
 
@@ -146,7 +147,7 @@ class Filler:
             return self._lags(work)
         work.probing = False
         if not told.has_below and not told.inside:
-            work.lost = _lost(rows)
+            self._lose(work, rows)
         return Step()
 
     async def _below(self, work: Work) -> Asked:
@@ -167,7 +168,7 @@ class Filler:
             await self._take(work, rows, asked)
             return Step()
         if not told.has_below:
-            work.lost = _lost(rows)
+            self._lose(work, rows)
             return Step()
         (jump,) = told.jumps
         second = _sighting(asked, jump)
@@ -264,6 +265,21 @@ class Filler:
     def _caught_up(self, work: Work) -> None:
         self._lag_us = min(self._lag_us, max(0, clock.wall_ns() // 1000 - work.above_us))
 
+    def _lose(self, work: Work, rows: Rows) -> None:
+        """REST begins above the hole: what it lacks is for the dumps."""
+        work.lost = _lost(rows)
+        if not work.dump_rounds:
+            log.warning(
+                "REST no longer has the trades of a hole; it is filled from the venue's daily dump "
+                "as soon as that is there, which is the day after",
+                extra={
+                    "symbol": work.symbol,
+                    "first_id": work.first_id,
+                    "last_id": work.last_id,
+                    "cause": work.lost,
+                },
+            )
+
     def _refused_by_database(self, work: Work) -> Step:
         work.why = "the database refuses these trades: see dead_letters"
         return Step(_HOUR_S)
@@ -272,9 +288,12 @@ class Filler:
 
     async def _from_dump(self, work: Work) -> Step:
         """Read one day's dump for the hole and all holes like it; the newest day first."""
-        if self._policy.source == "rest" or work.below_us is None:
-            work.why = work.lost or "its times are not known yet"
-            return Step(_HOUR_S if work.lost else self._policy.trouble_base_s)
+        if self._policy.source == "rest":
+            work.why = work.lost
+            return Step(_HOUR_S)
+        if work.below_us is None:
+            work.why = _and(work.lost, "its times are not known yet")
+            return Step(_TIMES_S)
         if work.days is None:
             work.days = plan.days_between(work.below_us, work.above_us)[::-1]
             work.missing_dumps = 0
