@@ -39,6 +39,7 @@ class Desk:
         self.replaced: list[tuple[str, str]] = []
         self.live = True
         self.now_s = 1000.0
+        self.breaks = (0, True)
         self.continuity = Continuity(
             self.capture,
             lambda: self.symbols,
@@ -46,6 +47,7 @@ class Desk:
             lambda symbol, last_id: self.reached.append((symbol, last_id)),
             lambda symbols, why: self.replaced.extend((symbol, why) for symbol in symbols),
             is_live=lambda: self.live,
+            breaks=lambda: self.breaks,
         )
 
     async def _ask(self, symbols: Sequence[str]) -> dict[str, int]:
@@ -194,8 +196,38 @@ async def test_confirm_returns_those_without_newer_trades(desk: Desk) -> None:
     desk.trade(7)
     desk.venue = {"BTCUSDT": 8, "ETHUSDT": 50}
     assert await desk.continuity.confirm(SYMBOLS) == {"ETHUSDT"}
+    assert desk.reached == [("BTCUSDT", 8)], "a silent market brings no trade that shows the hole"
     desk.trade(8)
     assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
+
+
+async def test_silent_symbols_are_asked_for_once_after_a_break(desk: Desk) -> None:
+    desk.continuity.seed({"ETHUSDT": Bounds(50)})
+    desk.trade(7)
+    desk.venue = {"BTCUSDT": 9, "ETHUSDT": 53}
+    await desk.look(10)
+    assert desk.asked == [], "nothing was broken"
+    desk.breaks = (1, False)
+    await desk.look(10)
+    assert desk.asked == [], "it is not mended yet"
+    desk.breaks = (1, True)
+    await desk.look()
+    desk.trade(10)  # its jump shows the hole
+    desk.failures = 1
+    with pytest.raises(VenueError):
+        await desk.look(20)
+    await desk.look(15)
+    assert desk.asked == [("ETHUSDT",)] * 2
+    assert desk.reached == [("ETHUSDT", 53)]
+
+
+async def test_a_break_costs_no_request_where_tickers_come(desk: Desk) -> None:
+    desk.trade(7)
+    desk.breaks = (1, True)
+    await desk.look()
+    desk.tell(7)
+    await desk.look(20)
+    assert (desk.asked, desk.reached) == ([], [])
 
 
 async def test_symbols_that_left_are_forgotten(desk: Desk) -> None:

@@ -36,6 +36,9 @@ ASK_INTERVAL_S = 10.0
 ASK_ALL_INTERVAL_S = 60.0
 """Between two REST checks of silent symbols: weight 2 for up to 20 symbols, 80 for all."""
 
+BREAK_GRACE_S = 5.0
+"""How long tickers and trades have, after a break, to show what was missed; then REST is asked."""
+
 REPEAT_S = 5.0
 """Between two fetches for one symbol that stays behind."""
 
@@ -84,10 +87,12 @@ class Continuity:
         replace: Callable[[Sequence[str], str], None],
         *,
         is_live: Callable[[], bool],
+        breaks: Callable[[], tuple[int, bool]] = lambda: (0, True),
     ) -> None:
         """`reach(symbol, last_id)` fetches a newest trade that we lack; `replace(symbols, why)`
         replaces the connections that should have brought it. `is_live` tells whether the feed as
-        a whole brings data: if not, silence says nothing.
+        a whole brings data: if not, silence says nothing. `breaks` gives how many sessions have
+        ended without a successor that went on, and whether all connections are open now.
         """
         self._capture = capture
         self._symbols = symbols
@@ -95,6 +100,9 @@ class Continuity:
         self._reach = reach
         self._replace = replace
         self._is_live = is_live
+        self._breaks = breaks
+        self._breaks_seen = 0
+        self._mended: tuple[float, int] | None = None
         self._paces: dict[str, Pace] = {}
         self._behind: dict[str, _Behind] = {}
         self.stored: dict[str, int] = {}
@@ -126,14 +134,17 @@ class Continuity:
         return max(-1 if received is None else received, self.stored.get(symbol, -1))
 
     async def confirm(self, symbols: Sequence[str]) -> set[str]:
-        """Return the symbols of which the venue has nothing newer than we. Raises VenueError."""
+        """Return the symbols of which the venue has nothing newer than we; fetch the others.
+
+        Raises VenueError.
+        """
         self.checks += 1
         venue = await self._ask_last_ids(symbols)
-        return {
-            symbol
-            for symbol in symbols
-            if self.last_id(symbol) < 0 or venue.get(symbol, -1) <= self.last_id(symbol)
-        }
+        # Whoever asks has waited for them already; a late one that still comes is stored once.
+        missed = {s: venue[s] for s in symbols if venue.get(s, -1) > self.last_id(s) >= 0}
+        for symbol, last_id in missed.items():
+            self._reach(symbol, last_id)
+        return set(symbols) - missed.keys()
 
     async def look_back(self) -> None:
         """Find out, once, which symbols moved while the daemon was away, and have them fetched.
@@ -182,6 +193,7 @@ class Continuity:
             del self._paces[gone]
             self._behind.pop(gone, None)
             self.stale.discard(gone)
+        await self._look_after_break(now_s)
         if not self._is_live():
             self._paces.clear()  # a pause must not be learnt as a lull
             self._behind.clear()
@@ -225,6 +237,31 @@ class Continuity:
             cheap = len(late) <= _CHEAP_SYMBOLS
             self._ask_due_s = now_s + (ASK_INTERVAL_S if cheap else ASK_ALL_INTERVAL_S)
             await self._ask(late, now_s)
+
+    async def _look_after_break(self, now_s: float) -> None:
+        """Ask about symbols that have shown nothing since a broken connection is back.
+
+        What a thin symbol printed meanwhile shows in no jump before its next trade, hours later
+        perhaps; a ticker tells it, where one comes.
+        """
+        broken, whole = self._breaks()
+        if broken != self._breaks_seen or (self._mended is not None and not whole):
+            self._breaks_seen = broken
+            self._mended = (now_s + BREAK_GRACE_S, clock.wall_ns())
+        if self._mended is None or now_s < self._mended[0]:
+            return
+        since_ns = self._mended[1]
+        silent = [
+            symbol
+            for symbol in self._symbols()
+            if self.last_id(symbol) >= 0
+            and self._capture.track(symbol).last_recv_ns < since_ns
+            and self._capture.told(symbol).recv_ns < since_ns
+        ]
+        if silent:
+            self._mended = (now_s + ASK_INTERVAL_S, since_ns)  # again when the venue fails
+            await self.confirm(silent)
+        self._mended = None
 
     async def _ask(self, late: Sequence[str], now_s: float) -> None:
         self.checks += 1

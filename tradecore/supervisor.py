@@ -128,6 +128,7 @@ class Supervisor:
             self._backfill.reach,
             self._feed.replace,
             is_live=lambda: self._feed.live > 0 and not self._capture.above_high_water,
+            breaks=self._feed.breaks,
         )
         self._flusher = Flusher(
             self._ring,

@@ -12,7 +12,7 @@ from tradecore.feed import subscriptions
 from tradecore.feed.addresses import AddressBook
 from tradecore.feed.connection import Connection, ConnectionStatus
 from tradecore.feed.lines import LINE_NAMES, line_endpoints
-from tradecore.feed.plan import Confirm, ListenerFactory, Plan, Timing
+from tradecore.feed.plan import Cause, Confirm, ListenerFactory, Plan, Timing
 from tradecore.feed.states import State
 from tradecore.feed.subscriptions import Share
 from tradecore.settings import Settings
@@ -125,6 +125,19 @@ class Feed:
     def live(self) -> int:
         """Number of connections in state LIVE."""
         return sum(connection.state is State.LIVE for connection in self.connections)
+
+    def breaks(self) -> tuple[int, bool]:
+        """Return how often data may have been missed, and whether all connections are open now.
+
+        A rollover for age or by the venue's notice misses none.
+        """
+        deaf = (Cause.SILENT.value, Cause.STALE.value)
+        count = 0
+        for status in self.describe():
+            count += sum(status.reconnects.values())
+            count += sum(status.rollovers[cause] for cause in deaf)
+        opened = (State.SUBSCRIBING, State.LIVE, State.STALE)
+        return count, all(one.state in opened for one in self.connections)
 
     def describe(self) -> list[ConnectionStatus]:
         """Return a snapshot of every connection, in order of line and number."""
