@@ -36,6 +36,7 @@ class Desk:
         self.failures = 0
         self.asked: list[tuple[str, ...]] = []
         self.reached: list[tuple[str, int]] = []
+        self.causes: set[str] = set()
         self.replaced: list[tuple[str, str]] = []
         self.live = True
         self.now_s = 1000.0
@@ -44,11 +45,15 @@ class Desk:
             self.capture,
             lambda: self.symbols,
             self._ask,
-            lambda symbol, last_id: self.reached.append((symbol, last_id)),
+            self._reach,
             lambda symbols, why: self.replaced.extend((symbol, why) for symbol in symbols),
             is_live=lambda: self.live,
             breaks=lambda: self.breaks,
         )
+
+    def _reach(self, symbol: str, last_id: int, cause: str) -> None:
+        self.reached.append((symbol, last_id))
+        self.causes.add(cause)
 
     async def _ask(self, symbols: Sequence[str]) -> dict[str, int]:
         self.asked.append(tuple(symbols))
@@ -83,6 +88,7 @@ async def test_start_reaches_for_what_moved_while_away(desk: Desk) -> None:
     await desk.continuity.look_back()
     assert desk.asked == [SYMBOLS]
     assert desk.reached == [("BTCUSDT", 140)]
+    assert desk.causes == {"restart"}
 
 
 async def test_start_leaves_alone_what_has_traded_or_was_never_stored(desk: Desk) -> None:

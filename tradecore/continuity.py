@@ -83,16 +83,18 @@ class Continuity:
         capture: Capture,
         symbols: Callable[[], Sequence[str]],
         ask_last_ids: AskLastIds,
-        reach: Callable[[str, int], None],
+        reach: Callable[[str, int, str], None],
         replace: Callable[[Sequence[str], str], None],
         *,
         is_live: Callable[[], bool],
         breaks: Callable[[], tuple[int, bool]] = lambda: (0, True),
     ) -> None:
-        """`reach(symbol, last_id)` fetches a newest trade that we lack; `replace(symbols, why)`
-        replaces the connections that should have brought it. `is_live` tells whether the feed as
-        a whole brings data: if not, silence says nothing. `breaks` gives how many sessions have
-        ended without a successor that went on, and whether all connections are open now.
+        """`reach(symbol, last_id, cause)` fetches a newest trade that we lack.
+
+        `replace(symbols, why)` replaces the connections that should have brought it. `is_live`
+        tells whether the feed as a whole brings data: if not, silence says nothing. `breaks` gives
+        how many sessions have ended without a successor that went on, and whether all connections
+        are open now.
         """
         self._capture = capture
         self._symbols = symbols
@@ -143,7 +145,7 @@ class Continuity:
         # Whoever asks has waited for them already; a late one that still comes is stored once.
         missed = {s: venue[s] for s in symbols if venue.get(s, -1) > self.last_id(s) >= 0}
         for symbol, last_id in missed.items():
-            self._reach(symbol, last_id)
+            self._reach(symbol, last_id, "disconnect")
         return set(symbols) - missed.keys()
 
     async def look_back(self) -> None:
@@ -169,7 +171,7 @@ class Continuity:
                 await asyncio.sleep(backoff.next_delay_s() + _RETRY_BASE_S)
         moved = {s: venue[s] for s in asked if venue.get(s, -1) > self.last_id(s)}
         for symbol, last_id in moved.items():
-            self._reach(symbol, last_id)
+            self._reach(symbol, last_id, "restart")
         log.info(
             "held against the venue",
             extra={"symbols": len(asked), "moved_while_away": sorted(moved)},
@@ -289,7 +291,7 @@ class Continuity:
             },
         )
         for symbol, last_id in missed.items():
-            self._reach(symbol, last_id)
+            self._reach(symbol, last_id, "disconnect")
         if dead:
             self.stale.update(dead)
             self._replace(dead, "stale")
