@@ -74,7 +74,7 @@ async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start
 
         async with daemon(tmp_path / "daemon", **environ(one, tmp_path)) as running:
             health = await running.until(
-                lambda health: sum(health["completeness"]["audit"]["minutes_mismatched"].values())
+                lambda health: sum(health["completeness"]["audit"]["klines_mismatched"].values())
             )
             await running.until(
                 lambda body: (
@@ -85,14 +85,14 @@ async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start
             )
             health = await running.health()
             found = health["completeness"]["audit"]
-            assert found["minutes_mismatched"] == {"count": 1, "high": 1}
-            assert found["minutes_proven"] >= 3 + 3 + 4
+            assert found["klines_mismatched"] == {"count": 1, "high": 1}
+            assert found["klines_proven"] >= 3 + 3 + 4
             assert found["age_s"] < 10
             assert health["status"] == "ok", health["reasons"]
             values = await metrics(running)
-            assert values["tradecore_minutes_mismatched_total{count}"] == 1
-            assert values["tradecore_minutes_mismatched_total{high}"] == 1
-            assert values["tradecore_minutes_unproven"] >= 2
+            assert values["tradecore_klines_mismatched_total{count}"] == 1
+            assert values["tradecore_klines_mismatched_total{high}"] == 1
+            assert values["tradecore_klines_unproven"] >= 2
             assert values["tradecore_audit_age_seconds"] < 10
             kline = await one.conn.fetchrow(
                 "SELECT trade_count FROM klines WHERE symbol = 'PEPEUSDT' AND timestamp = $1",
@@ -131,12 +131,12 @@ async def test_a_row_that_changes_in_the_present_minute_is_seen_soon_after_its_e
                     body = (await running.get("/health/binance"))[1]["symbols"]
                     found = (await running.health())["completeness"]["audit"]
                     proven = body["PEPEUSDT"]["proven_through"] or ""
-                    if len(found["minutes_mismatched"]) == 2 and proven > at(minute_us).isoformat():
+                    if len(found["klines_mismatched"]) == 2 and proven > at(minute_us).isoformat():
                         break
                     await asyncio.sleep(0.1)
             seen_s = time.time() - (minute_us + MINUTE_US) / 1e6
             assert seen_s < 30
-            assert found["minutes_mismatched"] == {"count": 1, "high": 1}
+            assert found["klines_mismatched"] == {"count": 1, "high": 1}
             for symbol in ("BTCUSDT", "ETHUSDT"):
                 assert (body[symbol]["proven_through"] or "") < at(minute_us + 1).isoformat()
                 assert body[symbol]["complete_through"] > at(minute_us + MINUTE_US).isoformat()

@@ -214,9 +214,9 @@ async def test_health_tells_everything():
             },
             "rest": {"used_weight": 1024, "limit_weight": 6000, "banned_s": 0.0},
             "audit": {
-                "minutes_proven": 1026,
-                "minutes_mismatched": {"volume": 1027},
-                "minutes_unproven": 4,
+                "klines_proven": 1026,
+                "klines_mismatched": {"volume": 1027},
+                "klines_unproven": 4,
                 "age_s": 1.5,
             },
         },

@@ -57,9 +57,9 @@ tradecore_rest_requests_total{endpoint,status}
 tradecore_rest_used_weight{}
 tradecore_rest_limit_weight{}
 tradecore_rest_banned_seconds{}
-tradecore_minutes_proven_total{}
-tradecore_minutes_mismatched_total{reason}
-tradecore_minutes_unproven{}
+tradecore_klines_proven_total{}
+tradecore_klines_mismatched_total{reason}
+tradecore_klines_unproven{}
 tradecore_audit_age_seconds{}
 tradecore_symbols_stale{}
 tradecore_complete_through_timestamp_seconds{symbol}
@@ -145,9 +145,9 @@ VALUES = {
     "rest_used_weight": 1024,
     "rest_limit_weight": 6000,
     "rest_banned_seconds": 0,
-    "minutes_proven_total": 1026,
-    'minutes_mismatched_total{reason="volume"}': 1027,
-    "minutes_unproven": 4,
+    "klines_proven_total": 1026,
+    'klines_mismatched_total{reason="volume"}': 1027,
+    "klines_unproven": 4,
     "audit_age_seconds": 1.5,
     "symbols_stale": 0,
     'complete_through_timestamp_seconds{symbol="BTCUSDT"}': 1_700_000_001.25,

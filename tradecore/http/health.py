@@ -196,9 +196,9 @@ def _completeness(snapshot: Snapshot) -> dict[str, Any]:
             "banned_s": round(rest.banned_s, 1),
         },
         "audit": {
-            "minutes_proven": audit.matched,
-            "minutes_mismatched": dict(audit.mismatches),
-            "minutes_unproven": audit.unproven,
+            "klines_proven": audit.matched,
+            "klines_mismatched": dict(audit.mismatches),
+            "klines_unproven": audit.unproven,
             "age_s": _rounded(audit.age_s),
         },
     }
