@@ -252,6 +252,17 @@ def test_an_id_far_below_is_parked_reported_and_moves_nothing(
     assert bench.count("gaps") == 0
 
 
+def test_a_symbol_that_is_listed_anew_is_parked_past_its_former_end(bench: Bench) -> None:
+    bench.feed(1, 2, 5, 6)
+    bench.ring.release(4)
+    for trade_id in range(1, 10):
+        bench.capture.feed(trade(trade_id, event_ms=BASE_MS + 86_400_000))
+    rows = bench.ring.peek(99)
+    assert rows["trade_id"].tolist() == list(range(1, 10))
+    assert (rows["flags"] & FLAG_FAR_BELOW).all(), "neither the hole nor what follows is its own"
+    assert bench.capture.track("BTCUSDT").hole == (3, 4)
+
+
 def test_a_parked_trade_takes_no_note_of_the_trades_around_it(bench: Bench) -> None:
     for trade_id in range(5_000_000, 5_000_070):
         bench.capture.feed(trade(trade_id), epoch=1)

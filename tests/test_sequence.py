@@ -34,9 +34,13 @@ def runs(ids: set[int]) -> list[tuple[int, int]]:
 
 @dataclass
 class Oracle:
-    """Remembers ids that are the greatest or touch what is remembered; the two top runs of them."""
+    """Remembers ids that are the greatest or touch what is remembered; the two top runs of them.
+
+    Of ids far below it remembers the latest that were consecutive.
+    """
 
     known: set[int] = field(default_factory=set)
+    asked: list[int] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     high: tuple[int, int] = (-1, 0)
 
@@ -44,7 +48,12 @@ class Oracle:
         high_id, high_us = self.high
         # What goes on where the latest hole begins is no question.
         below = trade_id <= high_id and trade_id != self.hole_range()[0]
-        if below and (trade_id < high_id - FAR_BELOW_IDS or trade_us > high_us + FAR_BELOW_US):
+        newer = trade_us > high_us + FAR_BELOW_US
+        goes_on = self.asked[-1:] == [trade_id - 1]
+        if (below and (trade_id < high_id - FAR_BELOW_IDS or newer)) or (
+            goes_on and len(self.asked) > 1 and newer
+        ):
+            self.asked = [*self.asked, trade_id] if goes_on else [trade_id]
             return FAR_BELOW, False
         self.seen.add(trade_id)
         if trade_id in self.known:
@@ -113,6 +122,23 @@ def test_only_what_came_is_a_duplicate(order: list[int]) -> None:
 
 def verdicts(ids: Sequence, *trade_ids: int) -> list[int]:
     return [ids.take(trade_id, NOW_US)[0] for trade_id in trade_ids]
+
+
+def test_a_listing_that_goes_on_is_not_mixed_with_the_former_one() -> None:
+    ids = Sequence()
+    assert verdicts(ids, 1, 2, 3, 7, 8) == [ACCEPTED] * 3 + [GAP, ACCEPTED]
+    later_us = NOW_US + 30 * 86_400_000_000
+    anew = [ids.take(trade_id, later_us + trade_id) for trade_id in range(1, 20)]
+    assert anew == [(FAR_BELOW, False)] * 19, "neither in the hole nor above the greatest id"
+    assert (ids.run, ids.hole, ids.high) == ((7, 8), (4, 6), 8)
+    assert verdicts(ids, 4, 9) == [LATE, ACCEPTED], "the former one may still go on"
+
+
+def test_one_frame_with_an_absurd_time_does_not_stop_a_quiet_symbol() -> None:
+    ids = Sequence()
+    assert verdicts(ids, 1, 2, 3) == [ACCEPTED] * 3
+    assert ids.take(3, NOW_US + 86_400_000_000) == (FAR_BELOW, False)
+    assert ids.take(4, NOW_US + 120_000_000) == (ACCEPTED, False)
 
 
 def test_a_hole_that_another_connection_fills_is_closed() -> None:

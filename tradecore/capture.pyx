@@ -206,6 +206,7 @@ cdef class Capture:
             self.ring.publish(slot)
             self._count.far_below += 1
             track.far_below += 1
+            take_id(&track.ids, trade_id, trade.trade_us, verdict)
             return
         if verdict == LATE:
             # Late, or seen long ago: the ledger knows which.

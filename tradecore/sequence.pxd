@@ -4,7 +4,8 @@
 #     ...--[ the run before ]---- hole ----[ the present run ]---> ids
 #
 # A run is a stretch of ids that came without a gap; an empty one has its first above its last.
-# What lies below the run before is forgotten here: the ledger knows it.
+# What lies below the run before is forgotten here: the ledger knows it. Ids far below form a run of
+# their own: where a symbol was listed anew they go on, through holes and past all that was known.
 from libc.stdint cimport INT64_MAX, int64_t
 
 # For Python too.
@@ -27,6 +28,9 @@ ctypedef struct sequence_t:
     int64_t last
     int64_t before_first
     int64_t before_last
+    # The latest run of ids far below.
+    int64_t asked_first
+    int64_t asked_last
     # The greatest id known, received or told by the ledger, and the time of its trade.
     int64_t high_id
     int64_t high_us
@@ -34,8 +38,8 @@ ctypedef struct sequence_t:
 
 cdef inline void start_sequence(sequence_t *ids) noexcept nogil:
     """Forget everything."""
-    ids.first = ids.before_first = INT64_MAX
-    ids.last = ids.before_last = ids.high_id = NO_ID
+    ids.first = ids.before_first = ids.asked_first = INT64_MAX
+    ids.last = ids.before_last = ids.asked_last = ids.high_id = NO_ID
     ids.high_us = 0
 
 
@@ -69,6 +73,13 @@ cdef inline int judge(
     const sequence_t *ids, int64_t trade_id, int64_t trade_us
 ) noexcept nogil:
     """Say what a trade (id >= 0) is; nothing changes until `take_id`."""
+    if (
+        trade_id - 1 == ids.asked_last
+        and ids.asked_first < ids.asked_last
+        and trade_us - ids.high_us > FAR_BELOW_US
+    ):
+        # Two such ids in a row are a listing that goes on; one may be a frame gone wrong.
+        return FAR_BELOW
     if trade_id - 1 == ids.last and trade_id > ids.high_id:
         return ACCEPTED
     if has_hole(ids) and trade_id - 1 == ids.before_last:
@@ -115,6 +126,10 @@ cdef inline bint take_id(
             ids.before_first = INT64_MAX
             ids.before_last = NO_ID
         return arrived
+    elif verdict == FAR_BELOW:
+        if trade_id - 1 != ids.asked_last:
+            ids.asked_first = trade_id
+        ids.asked_last = trade_id
     if (verdict == ACCEPTED or verdict == GAP) and trade_id > ids.high_id:
         ids.high_id = trade_id
         ids.high_us = trade_us

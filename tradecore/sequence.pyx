@@ -10,7 +10,9 @@ DUPLICATE  it is in the present run or in the run before
 LATE       below the present run and not known here: the ledger decides what it is
 FAR_BELOW  more than FAR_BELOW_IDS below the greatest id known, or not above that while its trade
            is more than FAR_BELOW_US newer. Both contradict what is known, as when the venue lists
-           a symbol anew. It is never taken in: a guess would cost trades.
+           a symbol anew. Where two such ids came in a row, those that go on from them at times so
+           much newer are the same, also inside a hole and above the greatest id. None is ever taken
+           in: a guess would cost trades.
 """
 
 
