@@ -301,7 +301,9 @@ async def test_klines_without_ids(db: Database) -> None:
     hole = items[12:18]
     await desk.store([item for item in items[:28] if item not in hole])
     await put_klines(db.pool, BTC, rest_rows(candles(items, 6, symbols=1)))
-    assert await desk.audit()
+    report = await desk.audit()
+    assert (report.matched, report.waiting, report.mismatches) == (3, 3, ())
+    assert report.proven_us == {BTC: us_of(2)}
     assert await desk.open_minutes() == {
         (BTC, 2): ("waiting", "hole"),
         (BTC, 3): ("waiting", "hole"),
