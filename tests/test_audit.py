@@ -1,6 +1,7 @@
 """The cross-check on a real PostgreSQL, with klines that are computed trade by trade."""
 
 import asyncio
+import json
 import random
 from dataclasses import replace
 from decimal import Decimal
@@ -24,6 +25,7 @@ from store_desk import NAMES, Database, at
 
 from tradecore.errors import TransientStoreError
 from tradecore.schema import FLAG_CLOSED, KLINE_DECIMALS, KLINE_DTYPE
+from tradecore.store import audit_sql
 from tradecore.store.audit import audit, put_klines
 from tradecore.store.pool import open_pool
 
@@ -321,6 +323,32 @@ async def test_klines_without_ids(db: Database) -> None:
     await desk.run("UPDATE klines SET trade_count = 4 WHERE timestamp = $1", at(us_of(4)))
     reasons = [m.reason for m in (await desk.audit()).mismatches]
     assert reasons == ["open", "close", "count"]
+
+
+async def test_old_fills_cost_nothing(db: Database) -> None:
+    """Waiting minutes are held against the latest fill of their symbol, not against each."""
+    minutes, fills = 1000, 50_000
+    desk = Desk(db, minutes)
+    await desk.store(steady(1, first=100 - fills))
+    await desk.store(steady(1, first=10_000_000))
+    await desk.run(
+        "INSERT INTO trade_gaps (symbol, first_id, last_id, cause, state, filled_at)"
+        " SELECT $1, -2 * i, -2 * i, 'disconnect', 'filled', $2 FROM generate_series(1, $3::int) i",
+        *(BTC, at(START_US), fills),
+    )
+    await desk.run("INSERT INTO audit_state VALUES ($1, $2, $2, $3)", BTC, at(0), at(desk.now_us))
+    await desk.run(
+        "INSERT INTO trade_audits (symbol, open_time, state, reason)"
+        " SELECT $1, $2::timestamptz + i * interval '1 minute', 'waiting', 'hole'"
+        " FROM generate_series(0, $3::int) i",
+        *(BTC, at(START_US), minutes - 1),
+    )
+    await desk.run("ANALYZE trade_gaps, trade_audits")
+    plan = await db.conn.fetchval(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {audit_sql.DUE}", [BTC], at(desk.now_us), 100
+    )
+    assert json.loads(plan)[0]["Execution Time"] < 200
+    assert (await desk.audit(1)).unproven == minutes
 
 
 async def test_quiet_minutes_are_proven_too(db: Database) -> None:

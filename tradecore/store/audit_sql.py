@@ -45,36 +45,38 @@ ORDER BY 2, 1
 # A fill may carry a time from before our look at it, when it was committed after: hence the
 # minute's grace.
 DUE = """
+WITH s AS MATERIALIZED (
+    SELECT n.symbol, c.last_id, c.last_time,
+           (SELECT max(filled_at) FROM trade_gaps WHERE symbol = n.symbol) AS filled_at
+    FROM unnest($1::text[]) AS n (symbol)
+    LEFT JOIN LATERAL (SELECT last_id, last_time FROM trade_coverage WHERE symbol = n.symbol
+                       ORDER BY first_id DESC LIMIT 1) AS c ON true
+    WHERE EXISTS (SELECT FROM trade_audits WHERE symbol = n.symbol)
+)
 SELECT a.symbol, a.open_time
-FROM trade_audits AS a
-WHERE a.symbol = ANY($1::text[]) AND a.open_time < $2::timestamptz AND CASE
+FROM s JOIN trade_audits AS a ON a.symbol = s.symbol
+WHERE a.open_time < $2::timestamptz AND CASE
     WHEN a.reason = 'kline' THEN
         (a.asked_at IS NOT NULL AND a.retry_at <= clock_timestamp())
         OR EXISTS (SELECT FROM klines AS k WHERE k.symbol = a.symbol
                    AND k.timestamp = a.open_time AND k.is_closed)
     WHEN a.retry_at <= clock_timestamp() THEN true
+    WHEN a.reason = 'tail' AND a.last_id IS NOT NULL THEN a.last_id <= s.last_id
+    WHEN a.reason = 'tail' THEN a.open_time + interval '1 minute' <= s.last_time
     WHEN a.reason = 'hole' AND a.last_id IS NOT NULL THEN NOT coalesce(
         (SELECT g.last_id >= a.first_id FROM trade_gaps AS g
          WHERE g.symbol = a.symbol AND g.state = 'open' AND g.first_id <= a.last_id
          ORDER BY g.first_id DESC LIMIT 1), false)
-    WHEN a.reason = 'tail' AND a.last_id IS NOT NULL THEN a.last_id <= (
-        SELECT c.last_id FROM trade_coverage AS c
-        WHERE c.symbol = a.symbol ORDER BY c.first_id DESC LIMIT 1)
-    WHEN a.reason = 'hole' THEN EXISTS (
-        SELECT FROM trade_gaps AS g
-        WHERE g.symbol = a.symbol AND g.filled_at > a.audited_at - interval '1 minute')
-    WHEN a.reason = 'tail' THEN a.open_time + interval '1 minute' <= (
-        SELECT c.last_time FROM trade_coverage AS c
-        WHERE c.symbol = a.symbol ORDER BY c.first_id DESC LIMIT 1)
-    ELSE a.state = 'mismatch' AND a.first_id IS NOT NULL AND (
-        EXISTS (SELECT FROM trade_gaps AS g
-                WHERE g.symbol = a.symbol AND g.first_id BETWEEN a.first_id AND a.last_id
-                  AND g.filled_at > a.audited_at - interval '1 minute')
-        OR coalesce((
-            SELECT g.last_id >= a.first_id AND g.filled_at > a.audited_at - interval '1 minute'
-            FROM trade_gaps AS g
-            WHERE g.symbol = a.symbol AND g.first_id < a.first_id
-            ORDER BY g.first_id DESC LIMIT 1), false))
+    WHEN s.filled_at > a.audited_at - interval '1 minute' THEN a.reason = 'hole'
+        OR a.state = 'mismatch' AND a.first_id IS NOT NULL AND (
+            EXISTS (SELECT FROM trade_gaps AS g
+                    WHERE g.symbol = a.symbol AND g.first_id BETWEEN a.first_id AND a.last_id
+                      AND g.filled_at > a.audited_at - interval '1 minute')
+            OR coalesce((
+                SELECT g.last_id >= a.first_id AND g.filled_at > a.audited_at - interval '1 minute'
+                FROM trade_gaps AS g
+                WHERE g.symbol = a.symbol AND g.first_id < a.first_id
+                ORDER BY g.first_id DESC LIMIT 1), false))
     END
 ORDER BY a.open_time DESC, a.symbol LIMIT $3::int
 """
