@@ -1,6 +1,7 @@
 """The back-fill when something is in its way: database, venue, refused rows, very many holes."""
 
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -8,9 +9,14 @@ from fakes import simulated_exchange
 from fill_desk import Desk, desk, running, until
 
 from tradecore.backfill import engine as module
+from tradecore.backfill.work import UnderWay
 from tradecore.store.embedded import EmbeddedPostgres
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
+
+
+def under_way(backfill: module.Backfill) -> tuple[UnderWay, ...]:
+    return backfill.stats.under_way
 
 
 async def test_the_database_goes_away(pg_server: EmbeddedPostgres, tmp_path: Path) -> None:
@@ -49,6 +55,46 @@ async def test_rows_that_the_database_refuses(migrated_database: str, tmp_path: 
         assert hole[1:3] == (1050, 1051)
         assert d.client.requests["historicalTrades", "200"] < 10
         assert await d.conn.fetchval("SELECT count(*) FROM dead_letters") == 2
+
+
+DAYS = {"epoch": -3 * 86_400, "rate": 0.2, "first_id": 1000, "rest_keep": 100}
+"""An exchange three days old; all but its newest trades are in its dumps alone."""
+
+
+async def test_a_disk_that_takes_nothing_ends_nothing(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """A file stands where the folder of the dumps is to be; then it is gone."""
+    async with desk(migrated_database, tmp_path, **DAYS) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        (tmp_path / "dumps").write_text("in the way")
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: any("cannot be written" in one.why for one in under_way(backfill)))
+            (tmp_path / "dumps").unlink()
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        await d.prove(BTC, 1000, 1300)
+
+
+async def test_an_error_of_the_disk_that_nobody_expects(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        backfill = d.backfill()
+        real = backfill._filler.step
+        fails = [True]
+
+        async def step(work: Any) -> Any:
+            if fails:
+                fails.pop()
+                raise OSError(5, "Input/output error")
+            return await real(work)
+
+        monkeypatch.setattr(backfill._filler, "step", step)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        assert backfill.stats.retries["dump"] == 1
 
 
 async def test_newest_first_and_bounded(

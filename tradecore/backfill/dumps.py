@@ -72,14 +72,16 @@ class Dumps:
                 yield path
             finally:
                 if path is not None:
-                    with suppress(FileNotFoundError):
+                    # What cannot be removed is fetched over, or taken away at the next start.
+                    with suppress(OSError):
                         path.unlink()
 
     def _clean(self) -> None:
         """Make the folder; take away what a killed process has left there."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.glob("*-trades-*.zip*"):
-            path.unlink(missing_ok=True)
+        with dump.on_disk(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.glob("*-trades-*.zip*"):
+                path.unlink(missing_ok=True)
 
     async def _read(self, path: Path, symbol: str, spans: Sequence[Span]) -> DumpRead:
         stored, jumps = 0, []

@@ -249,6 +249,8 @@ class Backfill:
             return self._failed(work, "database", error)
         except WrongReplyError as error:
             return self._failed(work, "broken", error)
+        except OSError as error:  # the disk: no hole is worth the capture of all others
+            return self._failed(work, "dump", error)
         self._venue_pause.reset()
         if self.stats.last_error is before:
             self.stats.last_error = None

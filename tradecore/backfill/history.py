@@ -23,7 +23,7 @@ from tradecore.backfill.work import WrongReplyError
 from tradecore.backoff import Backoff
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
-from tradecore.rest.dump import BLOCK_ROWS
+from tradecore.rest.dump import BLOCK_ROWS, on_disk
 from tradecore.schema import TRADE_DTYPE
 from tradecore.store.ledger import Span
 from tradecore.store.sink import WriteResult
@@ -187,7 +187,7 @@ class History:
             try:
                 return await self._store_dump(symbol, at, from_us, path, spool, adjoining)
             finally:
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     spool.unlink()
 
     async def _store_dump(
@@ -195,7 +195,7 @@ class History:
     ) -> "_Place | None":
         """Store a dump from its end: what is written adjoins what is stored."""
         done, last_id = False, -1
-        with spool.open("wb") as file:
+        with on_disk(spool), spool.open("wb") as file:
             async for rows in blocks(path, symbol, proven=True):
                 below = rows[rows["trade_id"] < at.first_id]
                 late = below["trade_us"] >= from_us
@@ -211,7 +211,8 @@ class History:
             return at._replace(done=True) if done else None
         if adjoining and last_id != at.first_id - 1:
             return None
-        stored = np.memmap(spool, TRADE_DTYPE, "r")
+        with on_disk(spool):
+            stored = np.memmap(spool, TRADE_DTYPE, "r")
         for end in range(len(stored), 0, -BLOCK_ROWS):
             await self._store(symbol, np.array(stored[max(0, end - BLOCK_ROWS) : end]), "dump")
         first = stored[0]

@@ -133,7 +133,7 @@ async def _fetch(session: "aiohttp.ClientSession", url: str, path: Path) -> Path
         if found != wanted:
             text = f"its checksum is {found}, its .CHECKSUM says {wanted}; the venue may be"
             raise RestError("broken", _failed(path.name, f"{text} replacing it: try again later"))
-        with _disk(path):
+        with on_disk(path):
             draft.replace(path)
     finally:
         with suppress(OSError):
@@ -178,14 +178,14 @@ async def _save(answer: "aiohttp.ClientResponse", draft: Path, name: str) -> str
     """Write a body to `draft` and return its SHA-256; disk and digest work in a thread."""
     digest = hashlib.sha256()
     size = 0
-    with _disk(draft):
+    with on_disk(draft):
         draft.parent.mkdir(parents=True, exist_ok=True)
         file = draft.open("wb")
     try:
         piece = bytearray()
 
         def put() -> None:
-            with _disk(draft):
+            with on_disk(draft):
                 file.write(piece)
             digest.update(piece)
 
@@ -199,13 +199,14 @@ async def _save(answer: "aiohttp.ClientResponse", draft: Path, name: str) -> str
                 piece = bytearray()
         await asyncio.to_thread(put)
     finally:
-        with _disk(draft):
+        with on_disk(draft):
             file.close()
     return digest.hexdigest()
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def on_disk(path: Path) -> Iterator[None]:
+    """Turn what making and writing a file can raise into DataDirError."""
     try:
         yield
     except OSError as error:
