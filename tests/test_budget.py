@@ -17,6 +17,8 @@ S = 10**9
 HOST = "api.binance.com"
 DAY_S = 86_400
 START_S = 1_800_000_000  # a clock minute begins
+AFTER_2_H = "Fri, 15 Jan 2027 10:00:00 GMT"
+AFTER_3_H = "Fri, 15 Jan 2027 11:00:00 GMT"
 
 
 class Clocks:
@@ -157,7 +159,15 @@ async def test_a_request_heavier_than_a_learnt_ceiling_goes_alone(clocks: Clocks
         (418, {"Retry-After": "600"}, "banned", 601),
         (418, {}, "banned", 121),
         (418, {"Retry-After": "999999999"}, "banned", 3 * DAY_S),
-        (418, {"Retry-After": "9" * 400}, "banned", 121),
+        (418, {"Retry-After": "9" * 400}, "banned", 3 * DAY_S),
+        (418, {"Retry-After": "10800.0"}, "banned", 10_801),
+        (418, {"Retry-After": "-5"}, "banned", 121),
+        (418, {"Retry-After": AFTER_3_H}, "banned", 10_801),
+        (418, {"Retry-After": AFTER_3_H, "Date": AFTER_2_H}, "banned", 3601),
+        (418, {"Retry-After": AFTER_2_H, "Date": AFTER_3_H}, "banned", 121),
+        (418, {"Retry-After": AFTER_3_H, "Date": "now"}, "banned", 10_801),
+        (418, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, "banned", 3 * DAY_S),
+        (429, {"Retry-After": AFTER_2_H}, "limited", 7201),
         (403, {}, "refused", 301),
         (451, {}, "refused", 61),
     ],
@@ -185,8 +195,16 @@ async def test_the_body_tells_the_end_of_a_ban(clocks: Clocks) -> None:
     target = Budget(None, HOST)
     until_ms = int((clocks.wall_s + 1000) * 1000)
     body = b'{"code":-1003,"msg":"Way too much weight used; IP banned until %d. Please"}' % until_ms
-    target.observe(418, {}, body)
-    assert (await refused(target)).retry_after_s == pytest.approx(1001)
+    target.observe(418, {})
+    assert (await refused(target)).retry_after_s == pytest.approx(121)
+    target.hear({}, body)
+    error = await refused(target)
+    assert error.kind == "banned" and error.retry_after_s == pytest.approx(1001)
+    target.hear({"Date": "Fri, 15 Jan 2027 07:00:00 GMT"}, body)  # by its clock an hour longer
+    assert (await refused(target)).retry_after_s == pytest.approx(4601)
+    target.hear({}, body)
+    target.hear({}, b"no")
+    assert (await refused(target)).retry_after_s == pytest.approx(4601), "never shorter"
 
 
 async def test_bans_without_a_length_double(clocks: Clocks, path: Path) -> None:

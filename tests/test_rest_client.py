@@ -168,7 +168,7 @@ async def test_processes_share_a_ban_and_restarts_do_not_ask(tmp_path: Path) -> 
         assert len(odd.asked) == count
 
 
-async def test_a_ban_without_retry_after_is_read_from_the_body_or_assumed() -> None:
+async def test_the_end_of_a_ban_is_read_from_the_body_too_or_assumed() -> None:
     async def hang(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=418)
         await response.prepare(request)
@@ -179,6 +179,8 @@ async def test_a_ban_without_retry_after_is_read_from_the_body_or_assumed() -> N
     for answer, seconds in (
         ((418, {}, until), 3 * 86_400),
         ((418, {}, b"no"), 121),
+        ((418, {"Retry-After": "soon"}, until), 3 * 86_400),
+        ((418, {"Retry-After": "600"}, until), 3 * 86_400),
         (hang, 121),
     ):
         async with odd_server(answer) as odd, client_of(odd.url) as client:

@@ -14,6 +14,8 @@ import re
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -180,22 +182,24 @@ class Budget:
         self._in_flight.pop(ticket.number, None)
         self._changed.set()
 
-    def observe(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
-        """Learn from an answer; what forbids further requests is on the disk on return.
-
-        `body` is looked at when a 418 has no Retry-After.
-        """
+    def observe(self, status: int, headers: Mapping[str, str]) -> None:
+        """Learn from an answer; what forbids further requests is on the disk on return."""
         used = _number(headers.get("X-MBX-USED-WEIGHT-1M"))
         if used is not None:
             self._venue_used = used
             self._minute_ends_s = mono_s() + _minute_left_s(headers.get("Date"))
         if status in (418, 429, 403, 451):
-            self._refused(status, _number(headers.get("Retry-After")), body)
+            self._refused(status, retry_after_s(headers))
             return
         if status < 400:
             self._recover()
         if mono_s() - self._saved_s >= _SAVE_EVERY_S:
             self.save()
+
+    def hear(self, headers: Mapping[str, str], body: bytes) -> None:
+        """Learn from the body of a 418 or 429 that was observed: the later end is the right one."""
+        if (told_s := _told_s(headers, body)) > self.silent_s:
+            self._silence(told_s, self._block.kind if self._block else "banned")
 
     def save(self) -> None:
         """Leave the used weight to the next process; done by itself every five seconds of use."""
@@ -260,28 +264,29 @@ class Budget:
 
     # -- what the venue says ----------------------------------------------------------------------
 
-    def _refused(self, status: int, retry_after_s: int | None, body: bytes) -> None:
+    def _refused(self, status: int, told_s: float) -> None:
         kind: Kind = "refused"
         if status == 418:
-            kind = "banned"
-            length_s = float(retry_after_s or _told_s(body) or _FIRST_BAN_S * 2**self._strikes)
+            kind, length_s = "banned", told_s or _FIRST_BAN_S * 2**self._strikes
+            self._strikes = min(self._strikes + 1, 20)
         elif status == 429:
-            kind, length_s = "limited", float(retry_after_s or _LIMITED_S)
+            kind, length_s = "limited", told_s or _LIMITED_S
+            self._learn(self._venue_weight() or self._own_weight())
         else:
-            length_s = float(retry_after_s or (_FIREWALL_S if status == 403 else _COUNTRY_S))
+            length_s = told_s or (_FIREWALL_S if status == 403 else _COUNTRY_S)
+        self.refusals[status] += 1
+        self._silence(length_s, kind)
+        _log.warning(
+            "%s answered HTTP %d: it is not asked for %d s (%d of %d weight a minute were used)",
+            *(self.host, status, ceil(self.silent_s), self.used_weight, self._limit),
+        )
+
+    def _silence(self, length_s: float, kind: Kind) -> None:
+        """Ask nobody for so long, or longer where that is known already; put it on the disk."""
         length_s = min(length_s + _MARGIN_S, LONGEST_S)
         block = Block(mono_s() + length_s, length_s, kind)
         self._block = max(self._block or block, block)
-        if status == 418:
-            self._strikes = min(self._strikes + 1, 20)
-        if status == 429:
-            self._learn(self._venue_weight() or self._own_weight())
         self._keep(durable=True)
-        self.refusals[status] += 1
-        _log.warning(
-            "%s answered HTTP %d: it is not asked for %d s (%d of %d weight a minute were used)",
-            *(self.host, status, ceil(length_s), self.used_weight, self._limit),
-        )
 
     def _learn(self, used: int) -> None:
         """Take what was used when a 429 came for the venue's limit, if that is likely.
@@ -334,6 +339,31 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text.strip()) else None
 
 
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return the seconds that Retry-After tells, LONGEST_S at most; 0.0 when it tells none.
+
+    A number or an HTTP date, which is held against the clock of whoever wrote it.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+        return min(float(text), LONGEST_S)
+    until_s = _http_date_s(text)
+    return min(max(until_s - _answered_s(headers), 0.0), LONGEST_S) if until_s else 0.0
+
+
+def _answered_s(headers: Mapping[str, str]) -> float:
+    """Return when an answer was given, in seconds since 1970: by its Date, else our clock."""
+    return _http_date_s(headers.get("Date", "")) or clock.wall_ns() / 1e9
+
+
+def _http_date_s(text: str) -> float:
+    """Read "Tue, 24 Nov 2026 03:41:26 GMT" as seconds since 1970; 0.0 when it is anything else."""
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=UTC).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
 def _minute_left_s(date: str | None) -> float:
     """Return the seconds until the venue's clock minute turns, a second too many at most.
 
@@ -344,12 +374,12 @@ def _minute_left_s(date: str | None) -> float:
     return 60.0 - clock.wall_ns() / 1e9 % 60 + _MARGIN_S
 
 
-def _told_s(body: bytes) -> float:
-    """Return the length of the ban that a body tells ("banned until <ms>"), 0 when none."""
+def _told_s(headers: Mapping[str, str], body: bytes) -> float:
+    """Return the seconds of the ban that a body tells ("banned until <ms>"), 0.0 when none."""
     found = _BANNED_UNTIL.search(body)
     if found is None:
         return 0.0
     until_ms = int(found[1])
     if until_ms > 10**14:  # microseconds
         until_ms //= 1000
-    return max(until_ms / 1e3 - clock.wall_ns() / 1e9, 0.0)
+    return max(until_ms / 1e3 - _answered_s(headers), 0.0)

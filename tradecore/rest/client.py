@@ -13,7 +13,7 @@ import orjson
 from tradecore import clock
 from tradecore.backoff import Backoff
 from tradecore.errors import UsageError
-from tradecore.rest.budget import Budget, RestError
+from tradecore.rest.budget import Budget, RestError, retry_after_s
 from tradecore.tls import tls_of
 from tradecore.values import is_loopback
 
@@ -132,13 +132,11 @@ class RestClient:
             ):
                 result = str(response.status)
                 headers = response.headers
-                if response.status == 418 and "Retry-After" not in headers:
-                    body = await _error_text(response)  # it may tell the length of the ban
-                    self.budget.observe(418, headers, body)
-                    raise self._explain(path, params, 418, headers, body)
                 self.budget.observe(response.status, headers)
                 if response.status != 200:
                     body = await _error_text(response)
+                    if response.status in (418, 429):
+                        self.budget.hear(headers, body)
                     raise self._explain(path, params, response.status, headers, body)
                 return await read_body(response, max_bytes)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -178,12 +176,11 @@ class RestClient:
             hint = f"it redirects to {headers.get('Location', '?')[:100]}; check BINANCE_REST_URL"
         text = f"{_what(path, params)}: {self.base_url} answered HTTP {status}"
         text += f", {code} {message}" if code is not None else f", {message}" if message else ""
-        wish = headers.get("Retry-After", "")
-        wish_s = float(wish) if wish.isascii() and wish.isdigit() and len(wish) < 8 else 0.0
         return RestError(
             kind,
             f"{text}; {hint}" if hint else text,
-            retry_after_s=self.budget.silent_s or (wish_s if status >= 500 else 0.0),
+            retry_after_s=self.budget.silent_s
+            or (retry_after_s(headers) if status >= 500 else 0.0),
             status=status,
             code=code,
         )
