@@ -236,6 +236,64 @@ async def test_a_break_costs_no_request_where_tickers_come(desk: Desk) -> None:
     assert (desk.asked, desk.reached) == ([], [])
 
 
+def whole(desk: Desk) -> list[str]:
+    return [symbol for symbol in SYMBOLS if desk.continuity.is_whole(symbol)]
+
+
+async def test_nobody_is_whole_before_something_shows_it(desk: Desk) -> None:
+    desk.continuity.seed({"BTCUSDT": Bounds(100), "ETHUSDT": Bounds(50)})
+    assert whole(desk) == []
+    desk.tell(100)
+    assert whole(desk) == ["BTCUSDT"]
+    desk.venue = {"ETHUSDT": 53}
+    await desk.continuity.look_back()
+    assert whole(desk) == ["BTCUSDT"], "the venue has printed what we lack"
+    desk.continuity.seed({"ETHUSDT": Bounds(53)})
+    assert whole(desk) == ["BTCUSDT"], "it is stored, and nothing tells what came since"
+    assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
+    assert whole(desk) == list(SYMBOLS)
+
+
+async def test_a_symbol_that_is_behind_is_not_whole(desk: Desk) -> None:
+    desk.trade(1, 2, 3)
+    desk.trade(1, symbol="ETHUSDT")
+    await desk.look()
+    assert whole(desk) == list(SYMBOLS)
+    desk.tell(4)
+    await desk.look()
+    assert whole(desk) == list(SYMBOLS), "its trade may be on its way"
+    await desk.look(TOLD_GRACE_S)
+    assert whole(desk) == ["ETHUSDT"]
+    desk.trade(4)
+    await desk.look()
+    assert whole(desk) == list(SYMBOLS)
+
+
+async def test_a_jump_is_not_whole_until_the_ledger_shows_the_hole(desk: Desk) -> None:
+    desk.trade(1, 2, 3)
+    desk.continuity.seed({"BTCUSDT": Bounds(3)})
+    desk.trade(7)
+    assert whole(desk) == []
+    desk.continuity.seed({"BTCUSDT": Bounds(7)})
+    assert whole(desk) == ["BTCUSDT"]
+
+
+async def test_a_break_asks_everybody_to_show_itself_again(desk: Desk) -> None:
+    desk.trade(1)
+    desk.trade(1, symbol="ETHUSDT")
+    await desk.look()
+    desk.breaks = (1, False)
+    await desk.look()
+    assert whole(desk) == []
+    desk.breaks = (1, True)
+    desk.trade(2)
+    assert whole(desk) == ["BTCUSDT"]
+    desk.venue = {"ETHUSDT": 1}
+    await desk.look(10)
+    assert whole(desk) == list(SYMBOLS)
+    assert desk.asked == [("ETHUSDT",)]
+
+
 async def test_symbols_that_left_are_forgotten(desk: Desk) -> None:
     desk.trade(1)
     desk.trade(1, symbol="ETHUSDT")

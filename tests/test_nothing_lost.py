@@ -6,6 +6,7 @@ two daemons, `test_auditor.py` the cross-check, `tests/torture` mixes of faults.
 
 import asyncio
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,32 @@ async def test_a_quiet_symbol_that_moved_while_the_daemon_was_away_is_completed(
             ("restart", "filled", "rest")
         }
         assert_readable(one)
+
+
+async def test_nothing_is_called_complete_that_nobody_can_know(
+    tmp_path: Path, migrated_database: str
+) -> None:
+    """Back without a venue, complete is what is stored, however long that is ago."""
+    symbols = ("BTCUSDT", "ETHUSDT")
+    async with simulated_exchange(symbols=",".join(symbols), rate=300) as exchange:
+        async with daemon(tmp_path, **venue(exchange, migrated_database, symbols)) as one:
+            await one.until_stored(300)
+            assert await one.terminate() == 0
+    async with scene.connected(migrated_database) as conn:
+        newest = dict(await conn.fetch("SELECT symbol, last_time FROM trade_coverage"))
+    await one.start()
+    try:
+        for _ in range(2):  # that it stays so must be seen twice
+            body = await one.until(
+                lambda body: all(one["complete_through"] for one in body["symbols"].values()),
+                "/health/binance",
+            )
+            for symbol, last_time in newest.items():
+                told = datetime.fromisoformat(body["symbols"][symbol]["complete_through"])
+                assert abs(told - last_time) < timedelta(milliseconds=2), symbol
+            await asyncio.sleep(1.1)  # until the next reading
+    finally:
+        await one.kill()
 
 
 # -- rollover -------------------------------------------------------------------------------------

@@ -104,11 +104,18 @@ class Continuity:
         self._is_live = is_live
         self._breaks = breaks
         self._breaks_seen = 0
-        self._mended: tuple[float, int] | None = None
+        self._mended_s: float | None = None  # after a break: when to ask about silent symbols
+        # A symbol that has shown nothing since the start or the latest break may have holes above.
+        self._since_ns = clock.wall_ns()
+        self._confirmed: set[str] = set()  # by REST, since then
+        self._printed: dict[str, int] = {}  # what REST told and we lacked
         self._paces: dict[str, Pace] = {}
         self._behind: dict[str, _Behind] = {}
         self.stored: dict[str, int] = {}
         """The last id that the ledger holds of each symbol."""
+        self.stored_us: dict[str, int] = {}
+        """The time of the last trade that it holds, in microseconds since 1970."""
+        self._looked_s = 0.0
         self._ask_due_s = 0.0
         self.stale: set[str] = set()
         """Symbols whose trades come no more although the venue prints them."""
@@ -124,6 +131,7 @@ class Continuity:
             one = bounds.get(symbol)
             if one is not None and one.last_id > self.stored.get(symbol, -1):
                 self.stored[symbol] = one.last_id
+                self.stored_us[symbol] = one.last_us
                 self._capture.seed(symbol, one.last_id, one.last_us)
 
     def known(self) -> list[str]:
@@ -135,15 +143,28 @@ class Continuity:
         received = self._capture.track(symbol).last_id
         return max(-1 if received is None else received, self.stored.get(symbol, -1))
 
+    def is_whole(self, symbol: str) -> bool:
+        """Tell whether what was printed until now is stored, in the ring, or an open hole.
+
+        As far as is known; False also while nobody can know, as after a break until the symbol
+        shows itself or REST confirms it.
+        """
+        behind = self._behind.get(symbol)
+        overdue = behind is not None and self._looked_s - behind.since_s >= TOLD_GRACE_S
+        if symbol in self.stale or overdue or self._printed.get(symbol, -1) > self.last_id(symbol):
+            return False
+        track = self._capture.track(symbol)
+        if track.hole is not None and self.stored.get(symbol, -1) <= track.hole[1]:
+            return False  # the row that opens the hole in the ledger is not stored yet
+        return symbol in self._confirmed or self._was_heard(symbol)
+
     async def confirm(self, symbols: Sequence[str]) -> set[str]:
         """Return the symbols of which the venue has nothing newer than we; fetch the others.
 
         Raises VenueError.
         """
-        self.checks += 1
-        venue = await self._ask_last_ids(symbols)
         # Whoever asks has waited for them already; a late one that still comes is stored once.
-        missed = {s: venue[s] for s in symbols if venue.get(s, -1) > self.last_id(s) >= 0}
+        missed = await self._ask_what_is_missed(symbols)
         for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "disconnect")
         return set(symbols) - missed.keys()
@@ -160,8 +181,7 @@ class Continuity:
             if not asked:
                 return
             try:
-                self.checks += 1
-                venue = await self._ask_last_ids(asked)
+                missed = await self._ask_what_is_missed(asked)
                 break
             except VenueError as error:
                 log.warning(
@@ -169,12 +189,11 @@ class Continuity:
                     extra={"error": str(error), "symbols": len(asked)},
                 )
                 await asyncio.sleep(backoff.next_delay_s() + _RETRY_BASE_S)
-        moved = {s: venue[s] for s in asked if venue.get(s, -1) > self.last_id(s)}
-        for symbol, last_id in moved.items():
+        for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "restart")
         log.info(
             "held against the venue",
-            extra={"symbols": len(asked), "moved_while_away": sorted(moved)},
+            extra={"symbols": len(asked), "moved_while_away": sorted(missed)},
         )
 
     async def run(self) -> None:
@@ -190,6 +209,7 @@ class Continuity:
                 )
 
     async def _look(self, now_s: float) -> None:
+        self._looked_s = now_s
         symbols = self._symbols()
         for gone in self._paces.keys() - set(symbols):
             del self._paces[gone]
@@ -247,32 +267,43 @@ class Continuity:
         perhaps; a ticker tells it, where one comes.
         """
         broken, whole = self._breaks()
-        if broken != self._breaks_seen or (self._mended is not None and not whole):
+        if broken != self._breaks_seen or (self._mended_s is not None and not whole):
             self._breaks_seen = broken
-            self._mended = (now_s + BREAK_GRACE_S, clock.wall_ns())
-        if self._mended is None or now_s < self._mended[0]:
+            self._mended_s = now_s + BREAK_GRACE_S
+            self._since_ns = clock.wall_ns()
+            self._confirmed.clear()
+        if self._mended_s is None or now_s < self._mended_s:
             return
-        since_ns = self._mended[1]
-        silent = [
-            symbol
-            for symbol in self._symbols()
-            if self.last_id(symbol) >= 0
-            and self._capture.track(symbol).last_recv_ns < since_ns
-            and self._capture.told(symbol).recv_ns < since_ns
-        ]
+        silent = [s for s in self._symbols() if self.last_id(s) >= 0 and not self._was_heard(s)]
         if silent:
-            self._mended = (now_s + ASK_INTERVAL_S, since_ns)  # again when the venue fails
+            self._mended_s = now_s + ASK_INTERVAL_S  # again when the venue fails
             await self.confirm(silent)
-        self._mended = None
+        self._mended_s = None
+
+    def _was_heard(self, symbol: str) -> bool:
+        """Tell whether a trade, or a ticker that tells of one, came since the latest break."""
+        latest_ns = max(
+            self._capture.track(symbol).last_recv_ns, self._capture.told(symbol).recv_ns
+        )
+        return latest_ns >= self._since_ns
 
     async def _ask(self, late: Sequence[str], now_s: float) -> None:
-        self.checks += 1
-        venue = await self._ask_last_ids(late)
-        missed = {s: venue[s] for s in late if venue.get(s, -1) > self.last_id(s) >= 0}
+        missed = await self._ask_what_is_missed(late)
         for symbol in late:
             if symbol not in missed and symbol in self._paces:
                 self._paces[symbol].forgive(now_s)
         self._fetch(missed, list(missed), "REST")
+
+    async def _ask_what_is_missed(self, symbols: Sequence[str]) -> dict[str, int]:
+        """Return the venue's newest id of those symbols of which it has newer trades than we."""
+        self.checks += 1
+        since_ns = self._since_ns
+        venue = await self._ask_last_ids(symbols)
+        missed = {s: venue[s] for s in symbols if venue.get(s, -1) > self.last_id(s) >= 0}
+        self._printed.update(missed)
+        if since_ns == self._since_ns:  # else a connection broke after the answer, perhaps
+            self._confirmed.update(s for s in symbols if s not in missed)
+        return missed
 
     def _fetch(self, missed: Mapping[str, int], dead: Sequence[str], witness: str) -> None:
         """Fetch what the venue has printed and we lack; replace connections of `dead` symbols."""

@@ -42,6 +42,9 @@ RATE_WINDOW_S = 5
 WATCH_INTERVAL_S = 1.0
 HOLES_INTERVAL_S = 5.0
 
+TRANSIT_S = 1.0
+"""A trade that was printed less than so long ago may be on its way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -86,8 +89,10 @@ class Observer:
                 due_ns = now_ns + int(HOLES_INTERVAL_S * 1e9)
                 seen = changes
                 with suppress(TransientStoreError):  # the last known numbers stay
+                    # In this order: a hole is known before the trade above it counts as stored.
+                    bounds = await parts.store.bounds()
                     self._holes = await parts.store.hole_summary()
-                    parts.continuity.seed(await parts.store.bounds())
+                    parts.continuity.seed(bounds)
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     def _rate(self, which: int) -> float:
@@ -229,18 +234,13 @@ class Observer:
         )
 
     def _symbols(self, wall_ns: int, oldest_ns: int) -> Iterator[SymbolState]:
-        """Complete through: up to the first hole, else up to what was received and is stored."""
         parts = self._parts
-        ages = [c.last_data_age_s for c in parts.feed.describe() if c.last_data_age_s is not None]
-        heard_us = (wall_ns // 1000) - int(max(ages, default=0.0) * 1e6)
-        through_us = min(heard_us, oldest_ns // 1000) if oldest_ns else heard_us
-        stored = parts.continuity.stored
+        heard = parts.feed.heard_s()
         captured = frozenset(parts.roster.symbols)
         for symbol, (received, last_id, trade_us) in parts.capture.received().items():
             if symbol not in captured:
                 continue
             holes = self._holes.by_symbol.get(symbol)
-            known = symbol in stored
             yield SymbolState(
                 symbol,
                 received,
@@ -248,10 +248,28 @@ class Observer:
                 _age_s(wall_ns, trade_us * 1000),
                 holes=holes.holes if holes else 0,
                 ids_missing=holes.ids if holes else 0,
-                complete_through_us=(holes.first_us if holes else through_us) if known else None,
+                complete_through_us=self._complete_through_us(
+                    symbol, wall_ns, oldest_ns, heard.get(symbol)
+                ),
                 proven_through_us=parts.audit.proven_us.get(symbol),
                 stale=symbol in parts.continuity.stale,
             )
+
+    def _complete_through_us(
+        self, symbol: str, wall_ns: int, oldest_ns: int, heard_s: float | None
+    ) -> int | None:
+        """Up to the first hole; else to the last stored trade, and on to what must have come.
+
+        None: nothing is stored of the symbol.
+        """
+        continuity = self._parts.continuity
+        stored_us = continuity.stored_us.get(symbol)
+        if (holes := self._holes.by_symbol.get(symbol)) is not None:
+            return holes.first_us
+        if stored_us is None or heard_s is None or not continuity.is_whole(symbol):
+            return stored_us
+        heard_us = wall_ns // 1000 - int((heard_s + TRANSIT_S) * 1e6)
+        return max(stored_us, min(heard_us, oldest_ns // 1000) if oldest_ns else heard_us)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

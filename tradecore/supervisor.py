@@ -259,13 +259,17 @@ class Supervisor:
                 break
             except TradecoreError:
                 await asyncio.sleep(1.0)  # the flusher meets it too, and reports it
-        await self._look_back()
-        await self._continuity.run()
+        async with asyncio.TaskGroup() as group:
+            # Of its own: it may wait long for REST, which what tickers tell does not need.
+            group.create_task(self._look_back(), name="look back")
+            await self._continuity.run()
 
     async def _look_back(self) -> None:
         """Ask the venue what has moved, once the rows of the last run are stored."""
         while self._ring.durable_seq < self._recovered_seq:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.1)
+        with suppress(TransientStoreError):  # else without the symbols that were only in the ring
+            self._continuity.seed(await self._store.bounds())
         if self._settings.backfill_max_age_s:
             await self._continuity.look_back()
 

@@ -121,6 +121,20 @@ class Feed:
         for connection in self.connections:
             connection.resume_reading()
 
+    def heard_s(self) -> dict[str, float]:
+        """Return how many seconds ago each symbol's trades could have come at last.
+
+        That is, when anything came on a connection that carries them; symbols of connections that
+        have brought nothing yet are left out.
+        """
+        heard: dict[str, float] = {}
+        for connection in self.connections:
+            age_s = connection.describe().last_data_age_s
+            if age_s is not None:
+                for symbol in connection.share.traded:
+                    heard[symbol] = min(age_s, heard.get(symbol, age_s))
+        return heard
+
     @property
     def live(self) -> int:
         """Number of connections in state LIVE."""
