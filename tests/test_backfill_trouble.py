@@ -1,5 +1,6 @@
 """The back-fill when something is in its way: database, venue, refused rows, very many holes."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ async def test_rows_that_the_database_refuses(migrated_database: str, tmp_path: 
         assert hole[1:3] == (1050, 1051)
         assert d.client.requests["historicalTrades", "200"] < 10
         assert await d.conn.fetchval("SELECT count(*) FROM dead_letters") == 2
+
+
+async def test_a_newest_trade_that_the_database_refuses(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """It is asked for once, however often it is told of; one above it is asked for at once."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.conn.execute("ALTER TABLE raw_trades ADD CHECK (trade_id <> 3000)")
+        await d.capture(BTC, (2990, 2999))
+        backfill = d.backfill()
+        async with running(backfill):
+            for _ in range(5):
+                backfill.reach(BTC, 3000)
+                await until(lambda: not backfill._busy and not backfill._woken.is_set())
+                await asyncio.sleep(0.1)
+            assert d.client.requests.total() <= 3
+            backfill.reach(BTC, 3001)
+            await until(lambda: d.whole(BTC, 3001, 3001))
+        assert await d.conn.fetchval("SELECT count(*) FROM dead_letters") == 1
 
 
 DAYS = {"epoch": -3 * 86_400, "rate": 0.2, "first_id": 1000, "rest_keep": 100}

@@ -131,6 +131,9 @@ class Backfill:
         if self._policy.max_age_s <= 0:
             return
         known = self._reaches.get(symbol)
+        if known is not None and known.is_refused and known.last_id < last_id:
+            known = None  # a trade that it was not tried with
+            del self._reaches[symbol]
         if known is not None:
             known.last_id = max(known.last_id, last_id)
         elif len(self._reaches) < _MAX_REACHES:

@@ -280,7 +280,7 @@ class Filler:
                 },
             )
 
-    def _refused_by_database(self, work: Work) -> Step:
+    def _refused_by_database(self, work: Work | Reach) -> Step:
         work.why = "the database refuses these trades: see dead_letters"
         return Step(_HOUR_S)
 
@@ -365,6 +365,9 @@ class Filler:
             return self._lags(reach), ()
         result = await self._write(reach.symbol, rows, "rest", reach.cause)
         self._stats.filled["rest"] += result.stored
+        if result.parked and not result.stored:
+            reach.is_refused = True
+            return self._refused_by_database(reach), ()
         return Step(), result.opened
 
 

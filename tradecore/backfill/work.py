@@ -135,6 +135,8 @@ class Reach:
     trouble: Backoff
     not_before_s: float = 0.0
     fruitless: int = 0
+    is_refused: bool = False
+    """The database took nothing of the page that ends at `last_id`."""
     tried_newest: bool = False
     why: str = ""
 
