@@ -169,7 +169,11 @@ class Desk:
 
     async def open_minutes(self) -> dict[tuple[str, int], tuple[str, str]]:
         """What is not proven: (symbol, minute) to (state, reason)."""
-        rows = await self.db.conn.fetch("SELECT * FROM trade_audits ORDER BY symbol, open_time")
+        rows = await self.db.conn.fetch(
+            "SELECT symbol, open_time, state, reason FROM trade_audits UNION ALL"
+            " SELECT symbol, minute, 'waiting', 'kline' FROM audit_state, unnest(no_kline) AS gap,"
+            " generate_series(lower(gap), upper(gap) - interval '1 minute', '1 minute') AS minute"
+        )
         return {
             (r["symbol"], (r["open_time"] - at(START_US)).seconds // 60): (r["state"], r["reason"])
             for r in rows

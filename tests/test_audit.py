@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -437,6 +438,97 @@ async def test_the_venue_stood_still(db: Database) -> None:
     assert (await desk.audit()).klines_missing == ((BTC, us_of(2), us_of(3)),)
     await put_klines(db.pool, BTC, rest_rows([]), asked_us=(us_of(2), us_of(4)))
     assert (await desk.audit()).proven_us == {BTC: us_of(6)}
+
+
+async def test_klines_that_end_are_missed_without_a_later_one(db: Database) -> None:
+    desk = Desk(db, 10)
+    items = steady(10)
+    told = candles(items, 10, symbols=1)
+    await desk.store(items)
+    await desk.tell(told[:2])
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(2), us_of(7)),), "two minutes' patience"
+    assert (report.matched, report.unproven, report.late) == (2, 6, 1)
+    assert report.proven_us == {BTC: us_of(2)}
+    assert (await desk.audit()).checked == 0
+    asked_us = us_of(2), us_of(8)
+    assert await put_klines(db.pool, BTC, rest_rows(told[2:8]), asked_us=asked_us) == 6
+    report = await desk.audit()
+    assert (report.matched, report.unproven, report.late) == (6, 0, 0)
+    assert report.proven_us == {BTC: us_of(8)}
+    # The stream is back.
+    await desk.tell(told[8:])
+    assert (await desk.audit()).proven_us == {BTC: us_of(10)}
+
+
+async def test_klines_that_never_came_are_missed(db: Database) -> None:
+    desk = Desk(db, 10)
+    items = steady(10)
+    await desk.store(items[2:])
+    assert (await desk.audit(now_us=us_of(3) + int(SETTLE_S * 1e6))).klines_missing == ()
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(1), us_of(7)),), "from the first whole minute on"
+    assert (report.unproven, report.late) == (7, 1)
+    await put_klines(db.pool, BTC, rest_rows(candles(items, 10, symbols=1)))
+    assert (await desk.audit()).proven_us == {BTC: us_of(10)}
+    assert await db.conn.fetchval("SELECT max(proven_from) FROM audit_state") == at(us_of(1))
+
+
+async def test_klines_of_a_long_history_are_not_missed(db: Database) -> None:
+    desk = Desk(db, 3000)
+    await desk.store(steady(3000, a_minute=1))
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(2998 - 1440), us_of(2997)),)
+
+
+async def test_klines_inside_an_open_hole_are_not_asked_for(db: Database) -> None:
+    desk = Desk(db, 12)
+    items = steady(12)
+    hole = items[12:38]  # from the minute 2 to the minute 7
+    await desk.store([item for item in items if item not in hole])
+    told = candles(items, 12, symbols=1)
+    await desk.tell([c for c in told if c.minute not in range(1, 9)])
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(7), us_of(8)), (BTC, us_of(1), us_of(2)))
+    assert (report.unproven, report.proven_us, report.late) == (8, {BTC: us_of(1)}, 0)
+    await desk.store(hole)
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(1), us_of(8)),)
+    asked_us = us_of(1), us_of(9)
+    await put_klines(db.pool, BTC, rest_rows(told), asked_us=asked_us)
+    assert (await desk.audit()).proven_us == {BTC: us_of(12)}
+
+
+async def test_many_symbols_that_were_away_for_days(db: Database) -> None:
+    """A gap costs by the symbols, not by its minutes: 2.9 million of them here."""
+    names, days = [f"S{n:04}USDT" for n in range(1000)], 2
+    away = days * 1440
+    begin, end = at(us_of(0)), at(us_of(away))
+    await db.conn.execute(
+        "INSERT INTO trade_coverage SELECT symbol, 1, 100, $2::timestamptz, $2 + interval '1 minute'"
+        " FROM unnest($1::text[]) AS symbol",
+        *(names, begin),
+    )
+    await db.conn.execute(
+        "INSERT INTO audit_state SELECT symbol, $2::timestamptz, $2, $2 FROM unnest($1::text[]) AS symbol",
+        *(names, begin),
+    )
+    await db.conn.execute(
+        "INSERT INTO klines (timestamp, symbol, open, high, low, close, volume, quote_volume,"
+        " taker_buy_base_volume, taker_buy_quote_volume, trade_count, first_id, last_id, is_closed)"
+        " SELECT $2, symbol, 1, 1, 1, 1, 0, 0, 0, 0, 0, -1, -1, true"
+        " FROM unnest($1::text[]) AS symbol",
+        *(names, end),
+    )
+    now_us = us_of(away + 1) + int(SETTLE_S * 1e6)
+    for checked in (len(names), 0):
+        begun_s = time.monotonic()
+        report = await audit(db.pool, now_us=now_us, settle_s=SETTLE_S, symbols=names)
+        assert time.monotonic() - begun_s < 5
+        assert (report.checked, report.unproven) == (checked, len(names) * away)
+    assert len(report.klines_missing) == 200
+    assert set(report.proven_us.values()) == {us_of(0)}
+    assert await db.conn.fetchval("SELECT count(*) FROM trade_audits") == 0
 
 
 async def test_klines_by_rest_do_not_replace_those_of_the_stream(db: Database) -> None:

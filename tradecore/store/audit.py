@@ -3,6 +3,7 @@
     todo     klines that nobody looked at, oldest first; minutes that may be proven by now
     round    one minute of many symbols, in one transaction: lock the symbols' rows in audit_state,
              read klines, sum up the trades in one scan, compare, write down what is not proven
+    pass     minutes whose kline does not come are noted down as such, and the symbol goes on
     report   what was found now, and what is not proven in all
 
 The trades and the ledger were committed before a round reads them, and its findings commit with
@@ -14,7 +15,7 @@ import asyncio
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ LIMIT_S = 30.0
 
 MINUTE_US = 60_000_000
 _MINUTE = timedelta(minutes=1)
+_PATIENCE = 2 * _MINUTE  # with a kline, once its minute is over and settled
+_NOTHING = asyncpg.Range(empty=True)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROUND_LIMIT_S = 55.0
 _RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0
@@ -80,10 +83,13 @@ class AuditReport:
     proven_us: dict[str, int]
     """Every minute up to here is proven, since the proof of the symbol began."""
     unproven: int
-    """Minutes that are not proven, waiting or mismatching, of all that were ever looked at."""
+    """Minutes that are not proven, of all that were ever looked at or passed over."""
     mismatching: int
     klines_missing: tuple[tuple[str, int, int], ...]
-    """(symbol, first open time, last open time) of minutes between two klines; newest first."""
+    """(symbol, first open time, last open time) of minutes without one, the newest first; some
+    of each symbol. Minutes inside an open hole are left out."""
+    late: int
+    """Symbols that are not looked at up to the present, give or take two minutes."""
     more: bool
     """There is more to do at once: the call ended at its limits."""
 
@@ -130,7 +136,8 @@ async def audit(
             done += 1
         more = done < len(rounds) or len(rounds) >= max_minutes
         async with asyncio.timeout(_ROUND_LIMIT_S):
-            return await _report(pool, names, tally, more)
+            await _pass_over(pool, names, _at(end_us))
+            return await _report(pool, names, _at(end_us) - _PATIENCE, tally, more)
     except _TROUBLE as exc:
         raise as_transient(exc, "audit stored trades") from exc
 
@@ -146,8 +153,9 @@ async def _find_work(
         end = _at(end_us)
         for symbol, open_time in await conn.fetch(sql.TO_DO, names, end, max_minutes):
             fresh[_us(open_time)].add(symbol)
-        for symbol, open_time in await conn.fetch(sql.DUE, names, end, max_minutes * 20):
-            again[_us(open_time)].add(symbol)
+        for query in (sql.DUE, sql.LATE_KLINES):
+            for symbol, open_time in await conn.fetch(query, names, end, max_minutes * 20):
+                again[_us(open_time)].add(symbol)
     # Most of the work goes on in time; some is kept for what was left behind, newest first.
     share = max_minutes - min(len(again), max_minutes // 4)
     chosen = set(sorted(fresh)[:share])
@@ -166,12 +174,13 @@ async def _audit_minute(
     open_time = _at(open_us)
     async with transaction(pool, _ROUND_LIMIT_S) as conn:
         await conn.execute(sql.LIMITS)
-        locked = {row["symbol"]: row for row in await conn.fetch(sql.LOCK, [*fresh, *again])}
+        both = [*fresh, *again]
+        locked = {row["symbol"]: row for row in await conn.fetch(sql.LOCK, both, open_time)}
         tally.stuck |= fresh - locked.keys()
         fresh, behind = await _in_turn(conn, open_time, fresh & locked.keys(), locked, tally)
         symbols = sorted(fresh | (again & locked.keys()))
         earlier = {row["symbol"]: row for row in await conn.fetch(sql.EARLIER, open_time, symbols)}
-        symbols = [symbol for symbol in symbols if symbol in fresh or symbol in earlier]
+        symbols = [s for s in symbols if s in fresh or s in earlier or locked[s]["had_no_kline"]]
         if not symbols:
             return
         klines = {row[0]: Kline(*row) async for row in _rows(conn, sql.KLINES, open_time, symbols)}
@@ -183,11 +192,12 @@ async def _audit_minute(
         partial = {s for s, verdict in verdicts.items() if verdict.state == "partial"}
         open_rows = {s: v for s, v in verdicts.items() if v.state in ("waiting", "mismatch")}
         proven = [symbol for symbol in symbols if symbol not in verdicts]
-        if behind:
-            await conn.execute(sql.NO_KLINES, list(behind), list(behind.values()), open_time)
         await conn.execute(sql.PROVEN, open_time, [s for s in proven if s in earlier])
         await _write_down(conn, open_time, open_rows, klines, earlier)
-        await _advance(conn, open_time, [s for s in symbols if s not in unready], partial, behind)
+        done = [s for s in symbols if s not in unready]
+        begins = [behind.get(s, None if s in partial else open_time) for s in done]
+        minute = asyncpg.Range(open_time, open_time + _MINUTE)
+        await _advance(conn, done, open_time + _MINUTE, begins, behind, minute)
     # Committed: now it may be told.
     tally.stuck |= unready
     tally.checked += len(symbols)
@@ -339,19 +349,38 @@ async def _write_down(
 
 async def _advance(
     conn: asyncpg.Connection,
-    open_time: datetime,
     symbols: list[str],
-    partial: set[str],
-    behind: dict[str, datetime],
+    through: datetime,
+    begins: Sequence[datetime | None],
+    passed: Mapping[str, datetime],
+    looked_at: asyncpg.Range,
 ) -> None:
-    """Move the symbols' rows in audit_state past this minute; never back."""
-    begins = [behind.get(s, None if s in partial else open_time) for s in symbols]
-    await conn.execute(sql.ADVANCE, symbols, [open_time + _MINUTE] * len(symbols), begins)
+    """Move the symbols' rows in audit_state to `through`; never back.
+
+    `begins`: where the proof begins, if it does now. `passed`: since when a symbol had no kline,
+    up to the minute `looked_at`, or to `through` when it is empty.
+    """
+    end = through if looked_at.isempty else looked_at.lower
+    ranges = [asyncpg.Range(passed[s], end) if s in passed else _NOTHING for s in symbols]
+    await conn.execute(sql.ADVANCE, symbols, [through] * len(symbols), begins, ranges, looked_at)
 
 
-async def _report(pool: asyncpg.Pool, names: list[str], tally: _Tally, more: bool) -> AuditReport:
+async def _pass_over(pool: asyncpg.Pool, names: list[str], end: datetime) -> None:
+    """Go on where the next kline does not come; note down which minutes have none."""
+    until = end - _PATIENCE
     async with transaction(pool, _ROUND_LIMIT_S) as conn:
-        state = await conn.fetch(sql.STATE, names)
+        await conn.execute(sql.LIMITS)
+        behind = [row[0] for row in await conn.fetch(sql.LOCK_BEHIND, names, until)]
+        found = dict(await conn.fetch(sql.SILENT, behind, until, end)) if behind else {}
+        if found:
+            await _advance(conn, list(found), until, list(found.values()), found, _NOTHING)
+
+
+async def _report(
+    pool: asyncpg.Pool, names: list[str], until: datetime, tally: _Tally, more: bool
+) -> AuditReport:
+    async with transaction(pool, _ROUND_LIMIT_S) as conn:
+        state = await conn.fetch(sql.STATE, names, until)
         counts = await conn.fetchrow(sql.UNPROVEN_COUNTS, names)
         tails = dict(await conn.fetch(sql.TAILS, names))
         missing = await conn.fetch(sql.KLINES_MISSING, names, _MAX_RANGES)
@@ -364,10 +393,11 @@ async def _report(pool: asyncpg.Pool, names: list[str], tally: _Tally, more: boo
         waiting=tally.waiting,
         mismatches=tuple(tally.mismatches),
         tails=tuple(sorted(tails.items())),
-        proven_us={row["symbol"]: row["proven_us"] for row in state},
+        proven_us={row["symbol"]: row["proven_us"] for row in state if row["proven_us"]},
         unproven=counts["unproven"],
         mismatching=counts["mismatching"],
         klines_missing=tuple((row[0], row[1], row[2]) for row in missing),
+        late=sum(row["late"] for row in state),
         more=more,
     )
 

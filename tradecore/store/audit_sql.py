@@ -56,10 +56,6 @@ WITH s AS MATERIALIZED (
 SELECT a.symbol, a.open_time
 FROM s JOIN trade_audits AS a ON a.symbol = s.symbol
 WHERE a.open_time < $2::timestamptz AND CASE
-    WHEN a.reason = 'kline' THEN
-        (a.asked_at IS NOT NULL AND a.retry_at <= clock_timestamp())
-        OR EXISTS (SELECT FROM klines AS k WHERE k.symbol = a.symbol
-                   AND k.timestamp = a.open_time AND k.is_closed)
     WHEN a.retry_at <= clock_timestamp() THEN true
     WHEN a.reason = 'tail' AND a.last_id IS NOT NULL THEN a.last_id <= s.last_id
     WHEN a.reason = 'tail' THEN a.open_time + interval '1 minute' <= s.last_time
@@ -81,9 +77,51 @@ WHERE a.open_time < $2::timestamptz AND CASE
 ORDER BY a.open_time DESC, a.symbol LIMIT $3::int
 """
 
+# Klines that came after all.
+LATE_KLINES = """
+SELECT s.symbol, k.timestamp AS open_time
+FROM audit_state AS s
+CROSS JOIN LATERAL unnest(s.no_kline) AS gap
+CROSS JOIN LATERAL (
+    SELECT timestamp FROM klines
+    WHERE symbol = s.symbol AND timestamp >= lower(gap)
+      AND timestamp < least(upper(gap), $2::timestamptz) AND is_closed
+    ORDER BY timestamp DESC LIMIT $3::int
+) AS k
+WHERE s.symbol = ANY($1::text[]) AND NOT isempty(s.no_kline)
+ORDER BY 2 DESC, 1 LIMIT $3::int
+"""
+
+# $2: the minute.
 LOCK = """
-SELECT symbol, proven_from, audited_through FROM audit_state
-WHERE symbol = ANY($1::text[]) ORDER BY symbol FOR UPDATE SKIP LOCKED
+SELECT symbol, proven_from, audited_through, no_kline @> $2::timestamptz AS had_no_kline
+FROM audit_state WHERE symbol = ANY($1::text[]) ORDER BY symbol FOR UPDATE SKIP LOCKED
+"""
+
+LOCK_BEHIND = """
+SELECT symbol FROM audit_state
+WHERE symbol = ANY($1::text[]) AND (audited_through IS NULL OR audited_through < $2::timestamptz)
+ORDER BY symbol FOR UPDATE SKIP LOCKED
+"""
+
+# Symbols whose next kline did not come in time ($2), nor any other since ($3: before this). One
+# that was never audited begins with its first whole minute, a day ago at most.
+SILENT = """
+SELECT s.symbol, f.since
+FROM audit_state AS s
+LEFT JOIN LATERAL (
+    SELECT date_trunc('minute', first_time) AS minute FROM trade_coverage
+    WHERE symbol = s.symbol ORDER BY first_id LIMIT 1
+) AS c ON s.audited_through IS NULL
+CROSS JOIN LATERAL (
+    SELECT coalesce(s.audited_through, greatest(
+        c.minute + interval '1 minute', CASE WHEN c.minute IS NOT NULL THEN
+        $2::timestamptz - interval '1 day' END)) AS since
+) AS f
+WHERE s.symbol = ANY($1::text[]) AND f.since < $2::timestamptz AND NOT EXISTS (
+    SELECT FROM klines AS k
+    WHERE k.symbol = s.symbol AND k.timestamp >= coalesce(s.audited_through, c.minute)
+      AND k.timestamp < $3::timestamptz AND k.is_closed)
 """
 
 EARLIER = """
@@ -204,37 +242,40 @@ SET state = excluded.state, reason = excluded.reason, detail = excluded.detail,
     tries = excluded.tries, retry_at = excluded.retry_at
 """
 
-# Minutes between two klines that have none.
-NO_KLINES = """
-INSERT INTO trade_audits (symbol, open_time, state, reason)
-SELECT s.symbol, minute, 'waiting', 'kline'
-FROM unnest($1::text[], $2::timestamptz[]) AS s (symbol, since)
-CROSS JOIN generate_series(s.since, $3::timestamptz - interval '1 minute', interval '1 minute')
-    AS minute
-ON CONFLICT DO NOTHING
-"""
-
-# After the rows of trade_audits: it reads them. $3: from where the proof begins, when it begins.
+# After the rows of trade_audits: it reads them. $3: from where the proof begins, when it begins;
+# $4: minutes that had no kline and are passed over; $5: the minute that was looked at.
 ADVANCE = """
 UPDATE audit_state AS s
 SET audited_through = greatest(s.audited_through, n.through),
     proven_from = coalesce(s.proven_from, n.proven_from),
     audited_at = clock_timestamp(),
+    no_kline = s.no_kline + n.passed - tstzmultirange($5::tstzrange),
     proven_through = CASE WHEN coalesce(s.proven_from, n.proven_from) IS NOT NULL THEN least(
         greatest(s.audited_through, n.through),
+        lower(s.no_kline + n.passed - tstzmultirange($5::tstzrange)),
         (SELECT min(open_time) FROM trade_audits WHERE symbol = s.symbol)) END
-FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS n (symbol, through, proven_from)
+FROM (SELECT symbol, through, proven_from, tstzmultirange(passed) AS passed
+      FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::tstzrange[])
+          AS r (symbol, through, proven_from, passed)) AS n
 WHERE s.symbol = n.symbol
 """
 
+# late: not looked at up to $2.
 STATE = """
-SELECT symbol, (extract(epoch FROM proven_through) * 1000000)::int8 AS proven_us
-FROM audit_state WHERE symbol = ANY($1::text[]) AND proven_through IS NOT NULL
+SELECT symbol, (extract(epoch FROM proven_through) * 1000000)::int8 AS proven_us,
+       CASE WHEN upper(no_kline) = audited_through THEN
+           (SELECT max(lower(gap)) FROM unnest(no_kline) AS gap)
+       ELSE audited_through END < $2::timestamptz AS late
+FROM audit_state WHERE symbol = ANY($1::text[]) AND audited_through IS NOT NULL
 """
 
 UNPROVEN_COUNTS = """
-SELECT count(*) AS unproven, count(*) FILTER (WHERE state = 'mismatch') AS mismatching
-FROM trade_audits WHERE symbol = ANY($1::text[])
+SELECT a.unproven + k.minutes AS unproven, a.mismatching
+FROM (SELECT count(*) AS unproven, count(*) FILTER (WHERE state = 'mismatch') AS mismatching
+      FROM trade_audits WHERE symbol = ANY($1::text[])) AS a,
+     (SELECT coalesce(sum(extract(epoch FROM upper(gap) - lower(gap)) / 60), 0)::int8 AS minutes
+      FROM audit_state, unnest(no_kline) AS gap
+      WHERE symbol = ANY($1::text[]) AND NOT isempty(no_kline)) AS k
 """
 
 TAILS = """
@@ -243,14 +284,28 @@ WHERE symbol = ANY($1::text[]) AND reason = 'tail' AND last_id IS NOT NULL
 GROUP BY symbol ORDER BY symbol
 """
 
+# Not those of minutes in the middle of an open hole: nothing is to be proven there yet, and while
+# many symbols have a long one, a row for each of their minutes would be too many.
 KLINES_MISSING = """
-SELECT symbol, (extract(epoch FROM min(open_time)) * 1000000)::int8,
-       (extract(epoch FROM max(open_time)) * 1000000)::int8
-FROM (
-    SELECT symbol, open_time, open_time - interval '1 minute' * row_number() OVER (
-        PARTITION BY symbol ORDER BY open_time) AS island
-    FROM trade_audits
-    WHERE symbol = ANY($1::text[]) AND reason = 'kline' AND asked_at IS NULL
-) AS missing
-GROUP BY symbol, island ORDER BY 3 DESC, symbol LIMIT $2::int
+SELECT s.symbol, (extract(epoch FROM lower(gap)) * 1000000)::int8,
+       (extract(epoch FROM upper(gap) - interval '1 minute') * 1000000)::int8
+FROM audit_state AS s
+CROSS JOIN LATERAL (
+    SELECT s.no_kline - coalesce(range_agg(tstzrange(below.minute, above.minute)), '{}') AS minutes
+    FROM trade_gaps AS g
+    CROSS JOIN LATERAL (
+        SELECT date_trunc('minute', last_time) + interval '1 minute' AS minute
+        FROM trade_coverage WHERE symbol = g.symbol AND first_id < g.first_id
+        ORDER BY first_id DESC LIMIT 1) AS below
+    CROSS JOIN LATERAL (
+        SELECT date_trunc('minute', first_time) AS minute
+        FROM trade_coverage WHERE symbol = g.symbol AND first_id > g.last_id
+        ORDER BY first_id LIMIT 1) AS above
+    WHERE g.symbol = s.symbol AND g.state = 'open' AND below.minute < above.minute
+) AS m
+CROSS JOIN LATERAL (
+    SELECT gap FROM unnest(m.minutes) AS gap ORDER BY lower(gap) DESC LIMIT 5
+) AS newest
+WHERE s.symbol = ANY($1::text[]) AND NOT isempty(s.no_kline)
+ORDER BY 3 DESC, s.symbol LIMIT $2::int
 """

@@ -1,6 +1,7 @@
 """Stores klines that came by REST beside those of the stream."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from tradecore.store.statements import affected
 from tradecore.store.transaction import transaction
 
 _LIMIT_S = 30.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _TROUBLE = (
     asyncpg.PostgresError,
@@ -46,13 +48,22 @@ SET event_time = NULL, close_time = excluded.close_time, open = excluded.open,
 WHERE NOT k.is_closed
 """
 
+# All minutes of the answer are looked at next, with a kline or without.
 _ASKED = """
-UPDATE trade_audits AS a SET asked_at = clock_timestamp(), retry_at = '-infinity'
-WHERE symbol = $1::text AND reason = 'kline' AND asked_at IS NULL
-  AND open_time >= timestamptz 'epoch' + $2::int8 * interval '1 microsecond'
-  AND open_time < timestamptz 'epoch' + $3::int8 * interval '1 microsecond'
-  AND NOT EXISTS (SELECT FROM klines AS k WHERE k.symbol = a.symbol
-                  AND k.timestamp = a.open_time AND k.is_closed)
+WITH asked AS (
+    SELECT s.symbol, gap
+    FROM audit_state AS s, unnest(s.no_kline * tstzmultirange($2::tstzrange)) AS gap
+    WHERE s.symbol = $1::text
+)
+INSERT INTO trade_audits (symbol, open_time, state, reason, retry_at, asked_at)
+SELECT symbol, minute, 'waiting', 'kline', '-infinity', clock_timestamp()
+FROM asked, generate_series(lower(gap), upper(gap) - interval '1 minute', interval '1 minute')
+    AS minute
+ON CONFLICT DO NOTHING
+"""
+_LOCK = "SELECT FROM audit_state WHERE symbol = $1::text FOR UPDATE"
+_TAKE = """
+UPDATE audit_state SET no_kline = no_kline - tstzmultirange($2::tstzrange) WHERE symbol = $1::text
 """
 
 
@@ -83,7 +94,10 @@ async def put_klines(
             async with transaction(pool, _LIMIT_S) as conn:
                 stored = affected(await conn.execute(_PUT, symbol, *columns))
                 if asked_us is not None:
-                    await conn.execute(_ASKED, symbol, *asked_us)
+                    first, end = (_EPOCH + timedelta(microseconds=us) for us in asked_us)
+                    await conn.execute(_LOCK, symbol)
+                    for statement in (_ASKED, _TAKE):
+                        await conn.execute(statement, symbol, asyncpg.Range(first, end))
     except _TROUBLE as exc:
         raise as_transient(exc, "store klines") from exc
     return stored
