@@ -11,22 +11,30 @@ may have brought it. Then, as far as that goes:
     confirm   it does, and passes over the ids: the same again some seconds later, since the
               venue's database may lag; then the hole is closed as absent
 
-Which hole is next and what happens after an error is decided in `backfill`.
+The dumps are read in `daily`, and ids are closed in `absent`. Which hole is next and what happens
+after an error is decided in `engine`.
 """
 
 import logging
-import random
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 
 from tradecore import clock
 from tradecore.backfill import plan
-from tradecore.backfill.dumps import Dumps, DumpTrouble
-from tradecore.backfill.plan import Asked, Jump, Told
-from tradecore.backfill.work import FillPolicy, FillStats, Reach, Step, Work, WrongReplyError
+from tradecore.backfill.absent import Absences, Suspect, sighting
+from tradecore.backfill.daily import Daily
+from tradecore.backfill.plan import Asked, Told
+from tradecore.backfill.work import (
+    HOUR_S,
+    FillPolicy,
+    FillStats,
+    Reach,
+    Step,
+    Work,
+    WrongReplyError,
+)
 from tradecore.backfill.write import Writer
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
@@ -38,21 +46,9 @@ log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[Any]
 
-_MAX_SUSPECTS = 10_000
 _MAX_LAG_US = 10_000_000
 _PATIENT_AFTER = 30  # replies without a trade, after which the venue is asked more seldom
 _HOURLY_AFTER = 100
-_HOUR_S = 3600.0
-_TIMES_S = 5.0  # the next look at the open holes learns the times of a fresh one
-_DUMP_CAP_S = 6 * _HOUR_S
-
-
-class _Suspect(NamedTuple):
-    """Ids that one reply of the venue passed over."""
-
-    sighting: dict[str, Any]
-    due_s: float
-    """Monotonic clock from which on it may be asked for the second reply."""
 
 
 class Filler:
@@ -74,9 +70,9 @@ class Filler:
         self._stats = stats
         self._works_of = works_of
         self._write = Writer(store, stats.retries)
-        self._suspects: dict[tuple[str, int, int], _Suspect] = {}
         self._lag_us = 0
-        self._dumps = Dumps(policy.dump_url, policy.folder, self._write)
+        self._absences = Absences(store, stats, policy.confirm_s)
+        self._daily = Daily(policy, stats, self._write, self._absences, works_of=works_of)
 
     # ---- a hole ------------------------------------------------------------------------------
 
@@ -86,14 +82,14 @@ class Filler:
         if len(pieces) != 1 or pieces[0].first_id != work.first_id:
             return Step(pieces=pieces)
         work.last_id = pieces[0].last_id
-        if (suspect := self._suspects.get((work.symbol, *work.span))) is not None:
+        if (suspect := self._absences.suspect(work.symbol, work.span)) is not None:
             wait_s = suspect.due_s - clock.mono_ns() / 1e9
             if wait_s > 0:
                 work.why = "the venue passed over these ids, which is asked again"
                 return Step(wait_s)
             return await self._confirm(work, suspect)
         if work.lost or self._policy.source == "dump":
-            return await self._from_dump(work)
+            return await self._daily.step(work)
         age_us = clock.wall_ns() // 1000 - work.above_us
         # A clock that stands behind the venue's makes it negative: never wait longer than the lag.
         if (wait_us := min(self._lag_us - age_us, self._lag_us)) > 0:
@@ -156,14 +152,14 @@ class Filler:
         known = await self._store.covered(work.symbol, below, below)
         return plan.probe_from_below(work.span, wide=not known)
 
-    async def _confirm(self, work: Work, suspect: _Suspect) -> Step:
+    async def _confirm(self, work: Work, suspect: Suspect) -> Step:
         """Ask for the second time about ids that a reply passed over."""
         asked = await self._below(work)
         rows = await self._ask(work, asked)
         told = self._judge(work, rows, asked)
         if told.ends_early and not told.inside:
             return self._lags(work)
-        self._suspects.pop((work.symbol, *work.span))
+        self._absences.forget(work.symbol, work.span)
         if told.inside:
             await self._take(work, rows, asked)
             return Step()
@@ -171,8 +167,8 @@ class Filler:
             self._lose(work, rows)
             return Step()
         (jump,) = told.jumps
-        second = _sighting(asked, jump)
-        await self._close_absent(
+        second = sighting(asked, jump)
+        await self._absences.close(
             work.symbol,
             jump,
             {"source": "rest", **second, "replies": [suspect.sighting, second]},
@@ -213,7 +209,7 @@ class Filler:
             if result.stored:
                 one.filled += int(plan.select(ids, [one.span]).sum())
             for jump in plan.jumps(ids, one.span):
-                self._suspect(work.symbol, jump, asked)
+                self._absences.sighted(work.symbol, jump, asked)
         return result
 
     def _reached(self, work: Work, ids: Rows) -> list[Work]:
@@ -227,29 +223,6 @@ class Filler:
             if one is not work and one.last_id >= first_id and one.first_id <= last_id
         ]
 
-    def _suspect(self, symbol: str, jump: Jump, asked: Asked) -> None:
-        key = symbol, jump.first_id, jump.last_id
-        if key not in self._suspects:
-            while len(self._suspects) >= _MAX_SUSPECTS:
-                self._suspects.pop(next(iter(self._suspects)))
-            due_s = clock.mono_ns() / 1e9 + self._policy.confirm_s
-            self._suspects[key] = _Suspect(_sighting(asked, jump), due_s)
-
-    async def _close_absent(self, symbol: str, jump: Jump, evidence: dict[str, Any]) -> None:
-        closed = await self._store.close_absent(symbol, jump.first_id, jump.last_id, evidence)
-        if closed:
-            self._stats.holes_absent += 1
-            self._stats.ids_absent += closed
-            log.info(
-                "the venue has no such trades; the hole is closed as absent",
-                extra={
-                    "symbol": symbol,
-                    "first_id": jump.first_id,
-                    "last_id": jump.last_id,
-                    "source": evidence["source"],
-                },
-            )
-
     def _lags(self, work: Work | Reach) -> Step:
         """The venue's database has not got there yet: wait, longer each time."""
         self._stats.retries["lag"] += 1
@@ -259,7 +232,7 @@ class Filler:
         work.why = "the venue's database does not have these trades yet"
         delay_s = max(work.lag.next_delay_s(), self._policy.lag_base_s / 2)
         if work.fruitless >= _PATIENT_AFTER:
-            delay_s = delay_s * 12 if work.fruitless < _HOURLY_AFTER else _HOUR_S
+            delay_s = delay_s * 12 if work.fruitless < _HOURLY_AFTER else HOUR_S
         return Step(delay_s)
 
     def _caught_up(self, work: Work) -> None:
@@ -282,67 +255,7 @@ class Filler:
 
     def _refused_by_database(self, work: Work | Reach) -> Step:
         work.why = "the database refuses these trades: see dead_letters"
-        return Step(_HOUR_S)
-
-    # ---- from the dumps ----------------------------------------------------------------------
-
-    async def _from_dump(self, work: Work) -> Step:
-        """Read one day's dump for the hole and all holes like it; the newest day first."""
-        if self._policy.source == "rest":
-            work.why = work.lost
-            return Step(_HOUR_S)
-        if work.below_us is None:
-            work.why = _and(work.lost, "its times are not known yet")
-            return Step(_TIMES_S)
-        if work.days is None:
-            work.days = plan.days_between(work.below_us, work.above_us)[::-1]
-            work.missing_dumps = 0
-        if not work.days:
-            work.days = None
-            work.dump_rounds += 1
-            work.lost = ""  # ask REST again too: it may have been mistaken
-            return Step(self._dump_delay_s(work))
-        day = work.days[-1]
-        if not plan.is_over(day, clock.wall_ns() // 1000):
-            work.days.pop()
-            work.missing_dumps += 1
-            work.why = _and(work.lost, f"the dump of {day} comes when that day is over")
-            return Step()
-        lost = {one.span for one in self._works_of(work.symbol) if one.lost}
-        spans = sorted({work.span, *lost})
-        try:
-            read = await self._dumps.read(work.symbol, day, spans)
-        except DumpTrouble as error:
-            work.days.pop()
-            work.missing_dumps += 1
-            self._stats.last_error = str(error)
-            self._stats.retries["dump"] += 1
-            work.why = _and(work.lost, str(error))
-            log.warning(
-                "a daily dump is not to be had and is asked for later",
-                extra={"symbol": work.symbol, "day": str(day), "error": str(error)},
-            )
-            return Step()
-        work.days.pop()
-        if read is None:
-            work.missing_dumps += 1
-            work.why = _and(work.lost, f"the dump of {day} is not there (yet)")
-            return Step()
-        self._stats.filled["dump"] += read.stored
-        work.filled += read.stored
-        if not work.missing_dumps:
-            work.why = _and(work.lost, f"the dump of {day} does not have them")
-        if not work.lost:
-            return Step()  # REST was not asked: the dump alone proves nothing
-        for jump in read.jumps:
-            evidence = _sighting(None, jump) | {"source": "dump", "file": read.name}
-            await self._close_absent(work.symbol, jump, evidence | {"rest": work.lost})
-        return Step(absent=tuple(Span(jump.first_id, jump.last_id) for jump in read.jumps))
-
-    def _dump_delay_s(self, work: Work) -> float:
-        """Dumps appear during the next day, and bad ones are replaced days later."""
-        longer: float = min(self._policy.dump_retry_s * 2**work.dump_rounds, _DUMP_CAP_S)
-        return longer * random.uniform(0.75, 1.0)
+        return Step(HOUR_S)
 
     # ---- above the highest stored trade ------------------------------------------------------
 
@@ -373,21 +286,3 @@ class Filler:
 
 def _lost(rows: Rows) -> str:
     return f"the venue's REST has nothing older than {int(rows['trade_id'][0])}"
-
-
-def _sighting(asked: Asked | None, jump: Jump) -> dict[str, Any]:
-    """Return what a reply has shown, as it is kept in the ledger."""
-    return {
-        **({"from_id": asked.from_id, "limit": asked.limit} if asked else {}),
-        "id_below": jump.id_below,
-        "id_above": jump.id_above,
-        "asked_at": _iso(clock.wall_ns()),
-    }
-
-
-def _and(first: str, second: str) -> str:
-    return f"{first}; {second}" if first else second
-
-
-def _iso(wall_ns: int) -> str:
-    return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from tradecore.backoff import Backoff
 from tradecore.store.ledger import Span
 
+HOUR_S = 3600.0
+"""Between tries of what will hardly be different soon."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillPolicy:
