@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -168,6 +168,46 @@ async def test_half_open_and_stop_pong() -> None:
         kinds = [getattr(o, "type", None) for o in mute.others]
         assert aiohttp.WSMsgType.PONG not in kinds
         assert aiohttp.WSMsgType.PING not in kinds
+
+
+async def sorts(one: Client, seconds: float) -> list[str]:
+    """Return what kinds of messages come meanwhile: an event's name, or that of a frame."""
+    kinds: list[str] = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await one.socket.receive()
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    body = json.loads(message.data)
+                    kinds.append(body["data"]["e"] if "data" in body else next(iter(body)))
+                else:
+                    kinds.append(message.type.name)
+    return kinds
+
+
+async def test_connections_that_are_mute_or_without_trades_from_their_start() -> None:
+    async with (
+        simulated_exchange(**MARKET, ping_interval=0.1) as exchange,
+        AsyncExitStack() as all_,
+    ):
+        await exchange.fault("mute", n=1)
+        await exchange.fault("tradeless", n=2)
+        both, tradeless, whole = [await all_.enter_async_context(client(exchange)) for _ in "123"]
+        await whole.more(50)
+        heard: dict[Client, list[str]] = {}
+        for one in (both, tradeless):
+            params = ["btcusdt@ticker"]
+            await one.socket.send_json({"method": "SUBSCRIBE", "params": params, "id": 1})
+            await one.socket.ping(b"x")
+            heard[one] = await sorts(one, seconds=1.5)
+        assert set(heard[both]) == {"PING", "PONG", "result"}
+        assert set(heard[tradeless]) == {"PING", "PONG", "result", "24hrTicker"}
+        await exchange.fault("tradeless", n=1)
+        await exchange.fault("tradeless", n=0)
+        async with client(exchange) as healed:
+            await healed.more(1)
+        counts = (await exchange.state())["counts"]
+        assert (counts["born mute"], counts["born tradeless"]) == (1, 2)
 
 
 async def test_refusals_and_slow_handshakes() -> None:

@@ -18,13 +18,15 @@ class Edits:
     """Kind of KINDS -> so many of the next trades. One trade has one kind, in that order."""
     muted: set[str] = field(default_factory=set)
     """Symbols whose trades this connection does not get any more."""
+    tradeless: bool = False
+    """True: it gets no trades at all."""
     _held: dict[str, bytes] = field(default_factory=dict)
     _turn: int = 0
 
     @property
     def active(self) -> bool:
         """Tell whether anything is to be changed."""
-        return bool(self._held or self.muted or self.left.total())
+        return bool(self.tradeless or self._held or self.muted or self.left.total())
 
     def apply(
         self, pieces: Sequence[Piece], variant: Variant, event_us: int, counts: Counter[str]
@@ -32,7 +34,7 @@ class Edits:
         """Return the frames of a step with the changes in them, and count those."""
         out: list[bytes] = []
         for piece in pieces:
-            if piece.symbol in self.muted:
+            if self.tradeless or piece.symbol in self.muted:
                 counts["live muted"] += 1
                 continue
             kind = next((name for name in KINDS if self.left[name] > 0), None)

@@ -69,6 +69,8 @@ class FaultDesk:
             "shutdown": (self._shutdown, "serverShutdown, cut after seconds (10)"),
             "refuse": (self._refuse, "the next n connects get 503; 0 ends it"),
             "slow_handshake": (self._slow_handshake, "the next n upgrades take seconds (5)"),
+            "mute": (self._born, "the next n connections get answers and no data; 0 ends it"),
+            "tradeless": (self._born, "the next n connections get all but trades; 0 ends it"),
             "drop": (self._edit, "the next n trades are left out of each connection"),
             "duplicate": (self._edit, "the next n trades are sent twice"),
             "reorder": (self._edit, "the next n trades come after the one that follows"),
@@ -145,6 +147,9 @@ class FaultDesk:
     def _slow_handshake(self, order: Order) -> None:
         self._streams.delay_s = order.number("seconds", 5.0)
         self._streams.to_delay += order.count()
+
+    def _born(self, order: Order) -> None:
+        self._streams.born[order.text("fault")] = order.count()
 
     # -- trades --------------------------------------------------------------------------------
 

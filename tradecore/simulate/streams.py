@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
@@ -30,6 +30,9 @@ _CLOSE_TIMEOUT_S = 2.0
 _POLICY_VIOLATION = 1008
 _numbers = count()
 
+BORN = ("mute", "tradeless")
+"""What a connection can be from its start: without data, or without trades only."""
+
 
 class Connection:
     """One client. Data frames go straight to the transport; aiohttp reads what the client sends."""
@@ -52,6 +55,8 @@ class Connection:
         """Rises with each new connection."""
         self.answers_pings = True
         """False: neither answers pings nor sends any; data still flow."""
+        self.mute = False
+        """True: answers pings and requests as ever, and sends no data."""
         self._hub = hub
         self._options = options
         self._response = response
@@ -65,7 +70,11 @@ class Connection:
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
 
     def write(self, data: bytes) -> None:
-        """Send whole frames; a client that leaves 64 MiB unread is cut off."""
+        """Send whole data frames; a client that leaves 64 MiB unread is cut off."""
+        if not self.mute:
+            self._send(data)
+
+    def _send(self, data: bytes) -> None:
         if self._silent or self._transport.is_closing():
             return
         self._transport.write(data)
@@ -113,7 +122,7 @@ class Connection:
             return
         self._received.append(now)
         if kind is WSMsgType.PING and self.answers_pings:
-            self.write(frame(bytes(data), PONG))
+            self._send(frame(bytes(data), PONG))
         elif kind is WSMsgType.PONG:
             if bytes(data) in self._unanswered:  # answering the newest ping is enough
                 self._unanswered.clear()
@@ -130,7 +139,7 @@ class Connection:
         if reply is None:
             self._hub.counts["request ignored for its size"] += 1
             return
-        self.write(frame(reply.encode("utf-8")))
+        self._send(frame(reply.encode("utf-8")))
         if before != (tuple(self.streams), self.combined):
             self._hub.changed()
 
@@ -160,7 +169,7 @@ class Connection:
         payload = str(clock.wall_ns() // 1_000_000).encode()
         if not self._silent and self.answers_pings:
             self._unanswered.setdefault(payload, now)
-            self.write(frame(payload, PING))
+            self._send(frame(payload, PING))
         deadline = min(self._unanswered.values(), default=now) + self._options.pong_timeout
         wait_s = self._options.ping_interval
         if not self._options.no_pong_check:
@@ -172,7 +181,7 @@ class Connection:
         self._hub.counts["server shutdown"] += 1
         event_time = stamp(clock.wall_ns() // 1000, self.micro)
         payload = f'{{"e":"serverShutdown","E":{event_time}}}'
-        self.write(frame(wrap("!serverShutdown", payload, self.combined).encode()))
+        self._send(frame(wrap("!serverShutdown", payload, self.combined).encode()))
         if cut_after_s:
             self._later(cut_after_s, lambda: self._cut("cut"))
 
@@ -221,6 +230,8 @@ class StreamServer:
         self.to_delay = 0
         """So many of the next handshakes take `delay_s` seconds."""
         self.delay_s = 0.0
+        self.born: Counter[str] = Counter()
+        """How many of the next connections are to be so for their whole life, by word of BORN."""
         self.open: set[Connection] = set()
         self.connects = 0
         self.refused = 0
@@ -257,6 +268,7 @@ class StreamServer:
         connection = Connection(
             self._hub, self._options, response, transport, writer, combined, micro
         )
+        self._afflict(connection)
         self.open.add(connection)
         self._hub.note_accepted()
         try:
@@ -264,6 +276,14 @@ class StreamServer:
         finally:
             self.open.discard(connection)
         return response
+
+    def _afflict(self, connection: Connection) -> None:
+        for kind in BORN:
+            if self.born[kind] > 0:
+                self.born[kind] -= 1
+                self._hub.counts[f"born {kind}"] += 1
+                connection.mute = connection.mute or kind == "mute"
+                connection.edits.tradeless = connection.edits.tradeless or kind == "tradeless"
 
     def _refusal(self) -> web.Response | None:
         """Return the refusal of a connection attempt, if it is one too many."""
