@@ -10,8 +10,8 @@ from tradecore.feed import addresses
 from tradecore.feed.addresses import AddressBook, AddressInfo
 
 
-def info(address: str) -> AddressInfo:
-    return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))
+def info(address: str, port: int = 443) -> AddressInfo:
+    return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
 
 
 class Names:
@@ -52,6 +52,36 @@ async def test_the_last_good_addresses_serve_while_names_fail(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     names.answer = [info("192.0.2.3")]
     assert await book.resolve("venue", 443, 1) == [info("192.0.2.3")]
+
+
+async def test_a_host_is_known_at_all_its_ports(names: Names) -> None:
+    book = AddressBook()
+    await book.resolve("venue", 9443, 1)
+    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 9443, 0, 3))
+    names.answer = [info("192.0.2.1", 9443), six]
+    await book.resolve("venue", 9443, 1)
+    names.answer = OSError("down")
+    assert await book.resolve("venue", 443, 1) == [
+        info("192.0.2.1"),
+        (*six[:4], ("2001:db8::1", 443, 0, 3)),
+    ]
+
+
+async def test_known_addresses_are_not_held_up_by_a_slow_name_service(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    names = Names(monkeypatch)
+    book = AddressBook()
+    await book.resolve("venue", 443, 1)
+    names.answer = None
+    async with asyncio.timeout(0.4):
+        assert await book.resolve("venue", 443, 5) == [info("192.0.2.1")]
+    names.answer = [info("192.0.2.7")]
+    names.hanging.set()  # what was waited for no longer still counts
+    await asyncio.sleep(0.01)
+    names.answer = OSError("down")
+    assert await book.resolve("venue", 443, 1) == [info("192.0.2.7")]
 
 
 async def test_the_same_while_the_name_service_hangs(names: Names) -> None:

@@ -179,16 +179,12 @@ async def test_slow_name_service_has_a_limit(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_second_address_is_tried(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
     await venue.start()
-    loop = asyncio.get_running_loop()
-    closed = socket.create_server(("127.0.0.1", 0))
-    refusing = closed.getsockname()
-    closed.close()
 
     async def resolve(*_: object, **__: object) -> list[object]:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
-        return [(*kind, refusing), (*kind, ("127.0.0.1", venue.port))]
+        return [(*kind, (host, venue.port)) for host in ("127.0.0.2", "127.0.0.1")]
 
-    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     transport, _ = await Endpoint.parse(venue.url).open(picows.WSListener, 5)
     transport.disconnect(graceful=False)
     await transport.wait_disconnected()
