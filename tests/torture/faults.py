@@ -18,6 +18,8 @@ from tests.torture.link import CUTS
 
 Fault = Callable[[Arena, Random], Awaitable[None]]
 _LIMIT_S = 60.0
+_ROLLOVER_S = 10.0
+"""By then a rollover that goes well is over, and one that went wrong has done its harm."""
 _spares = iter(range(10**6))
 
 
@@ -250,6 +252,60 @@ async def shutdown(arena: Arena, random: Random) -> None:
     await asyncio.sleep(seconds + random.uniform(0, 1))
 
 
+async def mute(arena: Arena, random: Random) -> None:
+    """Cut, and let the next connections answer pings and requests and bring no data."""
+    await _with_born(arena, random, "mute", _cut)
+
+
+async def mute_start(arena: Arena, random: Random) -> None:
+    """Start the daemon onto a mute connection."""
+    await _with_born(arena, random, "mute", _start_again)
+
+
+async def mute_successor(arena: Arena, random: Random) -> None:
+    """Announce serverShutdown without a cut, and let the successor be mute.
+
+    The old session brings everything on, so nothing may be late: LIMITS_S.
+    """
+    await _with_born(arena, random, "mute", _announce)
+
+
+async def tradeless(arena: Arena, random: Random) -> None:
+    """Let new connections bring everything but trades."""
+    await _with_born(arena, random, "tradeless", random.choice((_cut, _start_again, _announce)))
+
+
+async def _with_born(
+    arena: Arena, random: Random, kind: str, renew: Callable[[Arena], Awaitable[None]]
+) -> None:
+    """Make the daemon connect anew while new connections are ill, of one host or of all."""
+    hosts = arena.exchanges if random.random() < 0.5 else [random.choice(arena.exchanges)]
+    try:
+        for host in hosts:
+            await host.fault(kind, n=random.choice((1, 1, 2)))
+        await renew(arena)
+        await asyncio.sleep(_ROLLOVER_S)
+    finally:
+        for host in hosts:
+            await host.fault(kind, n=0)
+
+
+async def _cut(arena: Arena) -> None:
+    for host in arena.exchanges:
+        await host.fault("cut")
+
+
+async def _start_again(arena: Arena) -> None:
+    async with arena.daemon_hand:
+        await arena.daemon.terminate()
+        await arena.daemon.start()
+
+
+async def _announce(arena: Arena) -> None:
+    for host in arena.exchanges:
+        await host.fault("shutdown", seconds=0)
+
+
 # -- the venue: trades -------------------------------------------------------------------------
 
 
@@ -322,6 +378,10 @@ FAULTS: dict[str, Fault] = {
     "refuse": refuse,
     "host_down": host_down,
     "slow_handshake": slow_handshake,
+    "mute": mute,
+    "mute_start": mute_start,
+    "mute_successor": mute_successor,
+    "tradeless": tradeless,
     "drop": _trades("drop", 200),
     "duplicate": _trades("duplicate", 200),
     "reorder": _trades("reorder", 50),
@@ -340,4 +400,6 @@ SHORT = (
     "garbage", "reload",
 )  # fmt: skip
 """Those that a short run has the time for."""
+LIMITS_S = {"mute_successor": 10.0}
+"""How soon all must be whole after a fault that a daemon should hardly notice, when it is alone."""
 MIXED = "mixed"

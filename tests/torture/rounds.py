@@ -12,7 +12,7 @@ from random import Random
 from statistics import median
 
 from tests.torture.arena import Arena, arena, describe
-from tests.torture.faults import FAULTS, MIXED, Skipped
+from tests.torture.faults import FAULTS, LIMITS_S, MIXED, Skipped
 from tests.torture.judge import WHOLE_LIMIT_S, Verdict, judge
 
 ROUNDS_PER_ARENA = 20
@@ -183,7 +183,7 @@ async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally)
     except Skipped as skipped:
         tally.skipped = str(skipped)
         return
-    verdict = await judge(place, plan.limit_s)
+    verdict = await judge(place, min(plan.limit_s, LIMITS_S.get(name, plan.limit_s)))
     after = await place.exchange.state()
     banned = after["rest_while_banned"] - before["rest_while_banned"]
     if banned:
