@@ -381,6 +381,12 @@ def test_durations_refused(given: str) -> None:
     assert "from 1 minute to 10 years, such as 24h, or off" in problem(BACKFILL_MAX_AGE=given)
 
 
+@pytest.mark.parametrize("given", ["24h", "1 day", "1381m"])
+def test_connections_are_replaced_well_before_the_venue_cuts_them(given: str) -> None:
+    assert "from 5 seconds to 23 hours" in problem(CONNECTION_MAX_AGE=given)
+    assert load({"CONNECTION_MAX_AGE": "23h"}).connection_max_age_s == 23 * 3600
+
+
 def test_retention_off() -> None:
     settings = load({"RETENTION": "off", "COMPRESS_AFTER": "OFF"})
     assert settings.retention_s is None

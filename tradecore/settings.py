@@ -132,7 +132,7 @@ class Settings:
         "CONNECTION_MAX_AGE",
         "23h",
         "age at which a connection is replaced without a break; the venue cuts at 24 hours",
-        values.duration(5, DAY_S, "23h"),
+        values.duration(5, 23 * 3600, "23h"),
     )
     settings_file: Path | None = _env(
         "SETTINGS_FILE",
