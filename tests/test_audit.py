@@ -505,12 +505,14 @@ async def test_many_symbols_that_were_away_for_days(db: Database) -> None:
     away = days * 1440
     begin, end = at(us_of(0)), at(us_of(away))
     await db.conn.execute(
-        "INSERT INTO trade_coverage SELECT symbol, 1, 100, $2::timestamptz, $2 + interval '1 minute'"
+        "INSERT INTO trade_coverage"
+        " SELECT symbol, 1, 100, $2::timestamptz, $2 + interval '1 minute'"
         " FROM unnest($1::text[]) AS symbol",
         *(names, begin),
     )
     await db.conn.execute(
-        "INSERT INTO audit_state SELECT symbol, $2::timestamptz, $2, $2 FROM unnest($1::text[]) AS symbol",
+        "INSERT INTO audit_state SELECT symbol, $2::timestamptz, $2, $2"
+        " FROM unnest($1::text[]) AS symbol",
         *(names, begin),
     )
     await db.conn.execute(

@@ -4,18 +4,30 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+from audit_desk import START_US, candles, market
+from audit_desk import Desk as MadeUp
 from fill_desk import Desk, desk
 from scene import assert_readable, metrics
+from store_desk import NAMES as STORE_NAMES
+from store_desk import Database
 
 from tests.daemon import daemon
+from tradecore import clock
+from tradecore.auditor import Auditor, FetchKlines
 from tradecore.rest import trades
+from tradecore.rest.budget import RestError
+from tradecore.schema import KLINE_DTYPE
 from tradecore.store.audit import put_klines
 
 MINUTE_US = 60_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT")
 NAMES = ",".join(SYMBOLS)
+MADE_UP = STORE_NAMES[:3]
 
 _CHANGE = """
     UPDATE raw_trades SET price = price * 2 WHERE symbol = $1 AND trade_id = (
@@ -48,6 +60,118 @@ async def store_past(one: Desk, from_us: int, to_us: int) -> None:
         first_id = one.market.next_id(symbol, from_us)
         end_id = one.market.next_id(symbol, to_us)
         await one.capture(symbol, (first_id, end_id - 1))
+
+
+async def missing_klines(db: Database, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """Ten minutes of three symbols without a kline, and the clock at their end."""
+    made_up = MadeUp(db, 10)
+    items = market(10, symbols=3)
+    await made_up.store(items)
+    await made_up.tell([c for c in candles(items, 10, symbols=3) if c.minute == 0])
+    monkeypatch.setattr(clock, "wall_ns", lambda: made_up.now_us * 1000)
+    return made_up
+
+
+def auditor(db: Database, fetch: FetchKlines) -> Auditor:
+    store: Any = SimpleNamespace(pool=db.pool)
+    return Auditor(store, lambda: MADE_UP, lambda *_: True, lambda *_: None, fetch)
+
+
+async def test_a_symbol_that_the_venue_refuses_keeps_no_other_waiting(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await missing_klines(db, monkeypatch)
+    asked = []
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        asked.append(symbol)
+        if symbol == MADE_UP[0]:
+            raise RestError("broken", "klines of other minutes than were asked for")
+        return np.zeros(0, KLINE_DTYPE)
+
+    one = auditor(db, fetch)
+    for _ in range(3):
+        await one.step()
+        await one.ask()
+    assert asked[:3] == sorted(MADE_UP)
+    assert asked.count(MADE_UP[0]) == 1, "it has to wait"
+
+
+async def test_a_symbol_that_the_venue_does_not_know_counts_as_asked(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = await missing_klines(db, monkeypatch)
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        raise RestError("refused", "Invalid symbol.", status=400, code=-1121)
+
+    one = auditor(db, fetch)
+    await one.step()
+    made_up.now_us += 5 * MINUTE_US
+    await one.ask()
+    report = await one.step()
+    assert {first_us for _, first_us, _ in report.klines_missing} == {START_US + 8 * MINUTE_US}
+    assert {m.reason for m in report.mismatches} == {"count"}, "trades that the venue denies"
+
+
+async def test_a_venue_that_gives_nothing_is_asked_in_turn(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await missing_klines(db, monkeypatch)
+    asked = []
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        asked.append(symbol)
+        raise RestError("unreachable", "no answer")
+
+    one = auditor(db, fetch)
+    for _ in range(4):
+        await one.step()
+        with pytest.raises(RestError):
+            await one.ask()
+    assert asked == [*sorted(MADE_UP), sorted(MADE_UP)[0]]
+
+
+async def test_rest_that_lags_is_asked_again(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await missing_klines(db, monkeypatch)
+    answers = [[5], [6, 7]]
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        rows = np.zeros(len(answers[0]), KLINE_DTYPE)
+        rows["open_us"] = START_US + np.array(answers[0]) * MINUTE_US
+        return rows
+
+    one = auditor(db, fetch)
+    await one.step()
+    await one.ask()
+    missing = {first_us for _, first_us, _ in (await one.step()).klines_missing}
+    assert missing == {START_US + 6 * MINUTE_US}, "not held to be without trades"
+    answers.pop(0)
+    await one.ask()
+    assert not (await one.step()).klines_missing
+
+
+async def test_a_long_run_of_missing_klines_is_asked_for_page_by_page(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = await missing_klines(db, monkeypatch)
+    made_up.now_us += 2500 * MINUTE_US
+    asked = []
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        asked.append((symbol, first_us, end_us))
+        rows = np.zeros((end_us - first_us) // MINUTE_US, KLINE_DTYPE)
+        rows["open_us"] = np.arange(first_us, end_us, MINUTE_US)
+        return rows
+
+    one = auditor(db, fetch)
+    for _ in range(4):
+        await one.step()
+        await one.ask()
+    for symbol in MADE_UP:
+        spans = [span[1:] for span in asked if span[0] == symbol]
+        assert [(end - first) // MINUTE_US for first, end in spans] == [1000, 1000, 507]
+        assert spans[0][0] == spans[1][1] and spans[1][0] == spans[2][1]
 
 
 async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start(

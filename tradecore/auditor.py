@@ -10,11 +10,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from numpy import void
 from numpy.typing import NDArray
 
 from tradecore import clock
+from tradecore.backoff import Backoff
 from tradecore.errors import TransientStoreError, VenueError
+from tradecore.log import once_per
+from tradecore.rest.budget import RestError
+from tradecore.schema import KLINE_DTYPE
 from tradecore.store.audit import MINUTE_US, AuditReport, audit, put_klines
 from tradecore.store.store import Store
 
@@ -26,6 +31,14 @@ SETTLE_S = 3.0
 
 KLINES_INTERVAL_S = 30.0
 """Between two questions to REST for klines that did not come."""
+
+_QUESTIONS = 20  # of one turn, each for one symbol
+_QUESTION_US = 1000 * MINUTE_US  # at most: one page of the venue
+_LAG_US = 5 * MINUTE_US
+"""REST may be behind the streams: that it has no kline of a younger minute says nothing yet."""
+_RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0  # of a symbol whose klines cannot be had
+_WARN_AFTER = 3  # failures in a row
+_UNKNOWN_SYMBOL = (-1100, -1121)
 
 FetchKlines = Callable[[str, int, int], Awaitable[NDArray[void]]]
 """(symbol, from, to in us) -> KLINE_DTYPE rows that open at `from` or later and before `to`;
@@ -44,7 +57,8 @@ class AuditStats:
     proven_us: dict[str, int] = field(default_factory=dict)
     """Up to which time every minute of a symbol is proven."""
     last_ns: int = 0
-    """Monotonic clock of the last finished check; 0 before the first."""
+    """Monotonic clock of the last check that left no minute of any symbol without a look, but for
+    the latest ones; 0 before the first."""
     failures: int = 0
 
 
@@ -71,22 +85,57 @@ class Auditor:
         self._is_under_way = is_under_way
         self._reach = reach
         self._fetch_klines = fetch_klines
-        self._klines_due_ns = 0
+        self._missing: tuple[tuple[str, int, int], ...] = ()
+        self._asked_ns: dict[str, int] = {}
+        self._retry_ns: dict[str, tuple[int, Backoff]] = {}
 
     async def run(self) -> None:
-        """Check every few seconds; while there is much to check, without a pause."""
-        more = False
+        """Check every few seconds; while there is much to check, without a pause.
+
+        REST is asked beside it: however slow it is, what came by stream is checked.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_checking())
+            if self._fetch_klines is not None:
+                tasks.create_task(self._keep_asking())
+
+    async def _keep_checking(self) -> None:
+        pause_s, failed = INTERVAL_S, 0
         while True:
-            await asyncio.sleep(0.1 if more else INTERVAL_S)
-            more = False
+            await asyncio.sleep(pause_s)
+            pause_s = INTERVAL_S
             try:
-                more = (await self.step()).more
+                pause_s = 0.1 if (await self.step()).more else INTERVAL_S
+                failed = 0
+            except TransientStoreError as error:
+                self.stats.failures += 1
+                failed += 1
+                if failed >= _WARN_AFTER:
+                    once_per(log, "check").warning(
+                        "the cross-check fails again and again; trades are stored unproven",
+                        extra={"error": str(error), "in_a_row": failed},
+                    )
+
+    async def _keep_asking(self) -> None:
+        failed = 0
+        while True:
+            pause_s = KLINES_INTERVAL_S
+            try:
+                if not await self.ask():
+                    pause_s = 1.0
+                failed = 0
             except (TransientStoreError, VenueError) as error:
                 self.stats.failures += 1
-                log.debug("cross-check put off", extra={"error": str(error)})
+                failed += 1
+                if failed >= _WARN_AFTER:
+                    once_per(log, "ask").warning(
+                        "klines that did not come cannot be fetched; their minutes stay unproven",
+                        extra={"error": str(error), "in_a_row": failed},
+                    )
+            await asyncio.sleep(pause_s)
 
     async def step(self) -> AuditReport:
-        """Do one round. Raises TransientStoreError or VenueError."""
+        """Check what there is. Raises TransientStoreError."""
         report = await audit(
             self._store.pool,
             now_us=clock.wall_ns() // 1000,
@@ -96,10 +145,11 @@ class Auditor:
         self.stats.matched += report.matched
         self.stats.unproven = report.unproven
         self.stats.proven_us.update(report.proven_us)
-        self.stats.last_ns = clock.mono_ns()
+        if not report.late:
+            self.stats.last_ns = clock.mono_ns()
         for one in report.mismatches:
             self.stats.mismatches[one.reason] += 1
-            log.error(
+            once_per(log, ("mismatch", one.symbol)).error(
                 "a minute of stored trades does not equal the venue's kline; compare the rows of "
                 "this minute with the venue's trades, and see the audit tables for both sides",
                 extra={
@@ -112,10 +162,55 @@ class Auditor:
         for symbol, last_id in report.tails:
             if not self._is_under_way(symbol, last_id):
                 self._reach(symbol, last_id)
-        if self._fetch_klines and report.klines_missing and clock.mono_ns() >= self._klines_due_ns:
-            self._klines_due_ns = clock.mono_ns() + int(KLINES_INTERVAL_S * 1e9)
-            for symbol, first_us, last_us in report.klines_missing[:20]:
-                span_us = (first_us, last_us + MINUTE_US)
-                rows = await self._fetch_klines(symbol, *span_us)
-                await put_klines(self._store.pool, symbol, rows, asked_us=span_us)
+        self._missing = report.klines_missing
         return report
+
+    async def ask(self) -> int:
+        """Ask REST for klines that the last check missed; return how many questions that took.
+
+        Those symbols come first that have waited longest. One whose klines cannot be had is left
+        alone for a while and keeps no other waiting. Raises VenueError when the venue as a whole
+        gives nothing, TransientStoreError.
+        """
+        now_ns = clock.mono_ns()
+        due = [one for one in self._missing if self._may_ask(one[0], now_ns)]
+        due.sort(key=lambda one: self._asked_ns.get(one[0], 0))
+        self._missing = ()
+        for symbol, first_us, last_us in due[:_QUESTIONS]:
+            if not self._may_ask(symbol, now_ns):
+                continue
+            self._asked_ns[symbol] = now_ns
+            end_us = last_us + MINUTE_US
+            first_us = max(first_us, end_us - _QUESTION_US)
+            rows = await self._fetch(symbol, first_us, end_us)
+            if rows is None:
+                continue
+            told_us = int(rows["open_us"][-1]) + MINUTE_US if len(rows) else 0
+            sure_us = (clock.wall_ns() // 1000 - _LAG_US) // MINUTE_US * MINUTE_US
+            asked_us = first_us, max(first_us, min(end_us, max(told_us, sure_us)))
+            await put_klines(self._store.pool, symbol, rows, asked_us=asked_us)
+        return len(due[:_QUESTIONS])
+
+    def _may_ask(self, symbol: str, now_ns: int) -> bool:
+        return symbol not in self._retry_ns or self._retry_ns[symbol][0] <= now_ns
+
+    async def _fetch(self, symbol: str, first_us: int, end_us: int) -> NDArray[void] | None:
+        """Return the venue's klines, none where it does not know the symbol; None: try later."""
+        assert self._fetch_klines is not None
+        try:
+            rows = await self._fetch_klines(symbol, first_us, end_us)
+        except RestError as error:
+            if error.code in _UNKNOWN_SYMBOL:
+                return np.zeros(0, KLINE_DTYPE)
+            if error.kind != "broken" and error.status != 400:
+                raise
+            once_per(log, ("klines", symbol)).warning(
+                "the venue's klines of a symbol cannot be had; trying again later",
+                extra={"symbol": symbol, "error": str(error)},
+            )
+            backoff = self._retry_ns.get(symbol, (0, Backoff(_RETRY_S, _RETRY_CAP_S)))[1]
+            delay_s = _RETRY_S + backoff.next_delay_s()
+            self._retry_ns[symbol] = (clock.mono_ns() + int(delay_s * 1e9), backoff)
+            return None
+        self._retry_ns.pop(symbol, None)
+        return rows
