@@ -202,6 +202,7 @@ async def test_health_tells_everything():
         },
         "completeness": {
             "complete_through": "2023-11-14T22:13:21.250+00:00",
+            "proven_through": "2023-11-14T22:13:00.000+00:00",
             "holes": 7,
             "ids_missing": 70,
             "oldest_hole_age_s": 33.5,

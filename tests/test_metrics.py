@@ -63,6 +63,7 @@ tradecore_klines_unproven{}
 tradecore_audit_age_seconds{}
 tradecore_symbols_stale{}
 tradecore_complete_through_timestamp_seconds{symbol}
+tradecore_proven_through_timestamp_seconds{symbol}
 tradecore_line_trades_total{line,arrival}
 tradecore_line_missing_ids_total{line}
 tradecore_line_lag_seconds_total{line}
@@ -151,6 +152,7 @@ VALUES = {
     "audit_age_seconds": 1.5,
     "symbols_stale": 0,
     'complete_through_timestamp_seconds{symbol="BTCUSDT"}': 1_700_000_001.25,
+    'proven_through_timestamp_seconds{symbol="BTCUSDT"}': 1_699_999_980,
     'line_trades_total{arrival="first",line="A"}': 1028,
     'line_trades_total{arrival="late",line="A"}': 1029,
     'line_trades_total{arrival="first",line="B"}': 1032,

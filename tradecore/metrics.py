@@ -57,7 +57,19 @@ COMPLETE_THROUGH = Metric(
     ],
 )
 
-PER_SYMBOL = (TRADES_RECEIVED, COMPLETE_THROUGH)
+PROVEN_THROUGH = Metric(
+    "tradecore_proven_through_timestamp_seconds",
+    "gauge",
+    ("symbol",),
+    "Time up to which every minute equals the venue's kline, since 1970.",
+    lambda s: [
+        ((state.symbol,), state.proven_through_us / 1e6)
+        for state in s.symbols
+        if state.proven_through_us is not None
+    ],
+)
+
+PER_SYMBOL = (TRADES_RECEIVED, COMPLETE_THROUGH, PROVEN_THROUGH)
 
 METRICS: tuple[Metric, ...] = (
     TRADES_RECEIVED,
@@ -359,14 +371,14 @@ METRICS: tuple[Metric, ...] = (
         "tradecore_klines_unproven",
         "gauge",
         (),
-        "Closed klines that are not proven yet.",
+        "Klines that are not proven yet, those included that did not come.",
         lambda s: s.audit.unproven,
     ),
     Metric(
         "tradecore_audit_age_seconds",
         "gauge",
         (),
-        "Time since the last finished cross-check; +Inf before the first.",
+        "Time since a cross-check left out no recent minute of any symbol; +Inf before the first.",
         lambda s: float("inf") if s.audit.age_s is None else s.audit.age_s,
     ),
     Metric(
@@ -377,6 +389,7 @@ METRICS: tuple[Metric, ...] = (
         lambda s: s.symbols_stale,
     ),
     COMPLETE_THROUGH,
+    PROVEN_THROUGH,
     Metric(
         "tradecore_line_trades_total",
         "counter",

@@ -180,7 +180,7 @@ class Audit:
     unproven: int
     """Minutes that are over and not proven yet."""
     age_s: float | None
-    """Seconds since the last finished check; None before the first."""
+    """Seconds since a check left out no minute of any symbol but the latest; None before one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

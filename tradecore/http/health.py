@@ -177,9 +177,11 @@ def binance_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
 
 def _completeness(snapshot: Snapshot) -> dict[str, Any]:
     known = [one.complete_through_us for one in snapshot.symbols if one.complete_through_us]
+    proven = [one.proven_through_us for one in snapshot.symbols if one.proven_through_us]
     repair, rest, audit = snapshot.repair, snapshot.rest, snapshot.audit
     return {
         "complete_through": _iso(min(known, default=None)),
+        "proven_through": _iso(min(proven, default=None)),
         "holes": snapshot.holes.open,
         "ids_missing": snapshot.holes.ids_missing,
         "oldest_hole_age_s": _rounded(snapshot.holes.oldest_age_s),
