@@ -18,8 +18,9 @@ from tests.torture.link import CUTS
 
 Fault = Callable[[Arena, Random], Awaitable[None]]
 _LIMIT_S = 60.0
-_ROLLOVER_S = 10.0
-"""By then a rollover that goes well is over, and one that went wrong has done its harm."""
+_RENEWED_S = 8.0
+_ROLLOVER_S = 22.0
+"""By then REST has been asked twice about a successor: what can go wrong has gone wrong."""
 _spares = iter(range(10**6))
 
 
@@ -267,7 +268,7 @@ async def mute_successor(arena: Arena, random: Random) -> None:
 
     The old session brings everything on, so nothing may be late: LIMITS_S.
     """
-    await _with_born(arena, random, "mute", _announce)
+    await _with_born(arena, random, "mute", _announce, _ROLLOVER_S)
 
 
 async def tradeless(arena: Arena, random: Random) -> None:
@@ -276,7 +277,11 @@ async def tradeless(arena: Arena, random: Random) -> None:
 
 
 async def _with_born(
-    arena: Arena, random: Random, kind: str, renew: Callable[[Arena], Awaitable[None]]
+    arena: Arena,
+    random: Random,
+    kind: str,
+    renew: Callable[[Arena], Awaitable[None]],
+    wait_s: float = _RENEWED_S,
 ) -> None:
     """Make the daemon connect anew while new connections are ill, of one host or of all."""
     hosts = arena.exchanges if random.random() < 0.5 else [random.choice(arena.exchanges)]
@@ -284,7 +289,7 @@ async def _with_born(
         for host in hosts:
             await host.fault(kind, n=random.choice((1, 1, 2)))
         await renew(arena)
-        await asyncio.sleep(_ROLLOVER_S)
+        await asyncio.sleep(wait_s)
     finally:
         for host in hosts:
             await host.fault(kind, n=0)
