@@ -1,13 +1,14 @@
 """Holes filled from a simulated exchange into a real database, held against the market."""
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fill_desk import desk, rows_of, running, today_us, until
 
+from tradecore import clock
 from tradecore.store.holes import OpenHole
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
@@ -135,16 +136,72 @@ async def test_max_age(migrated_database: str, tmp_path: Path) -> None:
 
 
 async def test_age_is_counted_from_the_newest_stored_trade(
-    migrated_database: str, tmp_path: Path
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A venue whose clock is far behind ours, or a clock of ours that is far ahead."""
     async with desk(migrated_database, tmp_path) as d:
         first = d.market.first_id(BTC)
-        rows = rows_of(d.market, BTC, first, first + 51, d.symbols.add(BTC))[[0, 50]]
-        rows["trade_us"] -= 400 * 86_400_000_000
-        await d.store.write_trades(rows)
+        await d.capture(BTC, (first, first), (first + 50, first + 50))
+        real = clock.wall_ns
+        monkeypatch.setattr(clock, "wall_ns", lambda: real() + 400 * 86_400 * 10**9)
         async with running(d.backfill()):
             await until(lambda: d.whole(BTC, first, first + 50))
+
+
+async def test_trades_of_another_time_are_not_stored(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """REST has other trades under these ids: another venue's, or of a symbol listed anew."""
+    async with desk(migrated_database, tmp_path, first_id=1000, absent=f"{BTC}=1300-1310") as d:
+        rows = rows_of(d.market, BTC, 1000, 1400, d.symbols.add(BTC))
+        ids = rows["trade_id"]
+        rows = rows[(ids < 1050) | ((ids >= 1150) & (ids < 1290)) | (ids >= 1320)]
+        rows["trade_us"] -= 3_600_000_000
+        await d.store.write_trades(rows)
+        await d.capture(ETH, (1000, 1010), (1020, 1030))
+        backfill = d.backfill()
+        async with running(backfill):
+            backfill.wake([(BTC, 1050, 1149)])
+            await until(lambda: d.whole(ETH, 1000, 1030))
+            await until(lambda: len(backfill.stats.under_way) == 2)
+            await until(lambda: not backfill._busy)
+        assert {hole[1:3] for hole in await d.store.open_holes()} == {(1050, 1149), (1290, 1319)}
+        assert await d.conn.fetchval("SELECT count(*) FROM raw_trades") == len(rows) + 31
+        for one in backfill.stats.under_way:
+            assert f"are of {_shown(rows, one.first_id - 1)} and" in one.why, one.why
+            assert "BINANCE_REST_URL" in one.why and BTC in one.why
+        assert d.client.requests.total() < 12, "and not asked again and again"
+
+
+def _shown(rows: Any, trade_id: int) -> str:
+    time_us = int(rows["trade_us"][rows["trade_id"] == trade_id][0])
+    return f"{datetime.fromtimestamp(time_us // 10**6, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+async def test_a_newest_trade_of_another_time_is_not_stored(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        rows = rows_of(d.market, BTC, 1000, 1400, d.symbols.add(BTC))
+        rows["trade_us"] += 3_600_000_000
+        await d.store.write_trades(rows)
+        backfill = d.backfill()
+        async with running(backfill):
+            backfill.reach(BTC, await _newest(d, BTC))
+            await until(lambda: "older than that" in (backfill.stats.last_error or ""))
+        assert (await d.store.bounds(BTC))[BTC].last_id == 1399
+
+
+async def test_dumps_of_another_time_are_not_stored(migrated_database: str, tmp_path: Path) -> None:
+    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS) as d:
+        rows = rows_of(d.market, BTC, 1000, 1300, d.symbols.add(BTC))
+        rows = rows[(rows["trade_id"] < 1100) | (rows["trade_id"] > 1200)]
+        rows["trade_us"] += 3_600_000_000
+        await d.store.write_trades(rows)
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: any("_DUMP_URL" in one.why for one in backfill.stats.under_way))
+        assert [hole[1:3] for hole in await d.store.open_holes()] == [(1100, 1200)]
 
 
 async def test_zero_age_asks_nothing(migrated_database: str, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tradecore.backfill import plan
-from tradecore.backfill.plan import Asked, Jump, judge
+from tradecore.backfill.plan import Asked, Hole, Jump, judge
+from tradecore.schema import TRADE_DTYPE
 from tradecore.store.ledger import Span
 
 
@@ -94,6 +95,50 @@ def test_select(ids: set[int], pairs: list[tuple[int, int]]) -> None:
     array = np.array(sorted(ids), np.int64)
     want = [any(s.first_id <= i <= s.last_id for s in spans) for i in sorted(ids)]
     assert plan.select(array, spans).tolist() == want
+
+
+def rows_of(*pairs: tuple[int, int]) -> np.ndarray:
+    """Rows of (id, minute)."""
+    rows = np.zeros(len(pairs), TRADE_DTYPE)
+    for row, (trade_id, minute) in zip(rows, pairs, strict=True):
+        row["trade_id"], row["trade_us"] = trade_id, minute * 60_000_000
+    return rows
+
+
+def test_times_tell_another_venue() -> None:
+    """The hole 10..19 lies between minutes 100 and 120; ten minutes more or less are allowed."""
+    hole = Hole(10, 19, 100 * 60_000_000, 120 * 60_000_000)
+    for pairs in (
+        [],
+        [(9, 100), (10, 100), (19, 120), (20, 120)],
+        [(9, 130), (10, 90), (11, 130), (20, 90)],
+        [(1, 10**6), (9, 100), (20, 120), (21, 0)],  # the next ones tell enough
+        [(20, 10**6)],
+        [(9, 0)],
+    ):
+        plan.hold_against_times(rows_of(*pairs), hole)
+    for pairs, wrong in (
+        ([(9, 131)], 9),
+        ([(20, 89)], 20),
+        ([(9, 100), (10, 89), (11, 131)], 10),
+        ([(9, 100), (10, 100), (11, 131)], 11),
+    ):
+        with pytest.raises(ValueError, match=f"trade {wrong} .*01:40:00Z and 1970-01-01 02:00:00Z"):
+            plan.hold_against_times(rows_of(*pairs), hole)
+
+
+def test_overlapping() -> None:
+    holes = [Hole(10, 19, 0, 0), Hole(25, 25, 0, 0), Hole(30, 40, 0, 0)]
+    for first, last, found in (
+        (0, 9, []),
+        (0, 10, holes[:1]),
+        (19, 25, holes[:2]),
+        (20, 24, []),
+        (40, 99, holes[2:]),
+        (0, 99, holes),
+        (41, 99, []),
+    ):
+        assert plan.overlapping(holes, first, last) == found
 
 
 def test_days() -> None:

@@ -14,7 +14,6 @@ from tradecore.store.ledger import Span
 
 log = logging.getLogger(__name__)
 
-_TIMES_S = 5.0  # the next look at the open holes learns the times of a fresh one
 _DUMP_CAP_S = 6 * HOUR_S
 
 
@@ -42,11 +41,8 @@ class Daily:
         if self._policy.source == "rest":
             work.why = work.lost
             return Step(HOUR_S)
-        if work.below_us is None:
-            work.why = _and(work.lost, "its times are not known yet")
-            return Step(_TIMES_S)
         if work.days is None:
-            work.days = plan.days_between(work.below_us, work.above_us)[::-1]
+            work.days = plan.days_between(work.hole.below_us, work.above_us)[::-1]
             work.missing_dumps = 0
         if not work.days:
             work.days = None
@@ -59,10 +55,9 @@ class Daily:
             work.missing_dumps += 1
             work.why = _and(work.lost, f"the dump of {day} comes when that day is over")
             return Step()
-        lost = {one.span for one in self._works_of(work.symbol) if one.lost}
-        spans = sorted({work.span, *lost})
+        lost = {one.hole for one in self._works_of(work.symbol) if one.lost}
         try:
-            read = await self._dumps.read(work.symbol, day, spans)
+            read = await self._dumps.read(work.symbol, day, sorted({work.hole, *lost}))
         except DumpTrouble as error:
             work.days.pop()
             work.missing_dumps += 1

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tradecore.backfill import plan
-from tradecore.backfill.plan import Jump
+from tradecore.backfill.plan import Hole, Jump
 from tradecore.errors import DataDirError
 from tradecore.rest import dump
 from tradecore.rest.budget import RestError
-from tradecore.store.ledger import Span
 from tradecore.store.sink import WriteResult
 
 Rows = npt.NDArray[Any]
@@ -52,13 +51,13 @@ class Dumps:
         self._turn = asyncio.Lock()
         self._is_clean = False
 
-    async def read(self, symbol: str, day: date, spans: Sequence[Span]) -> DumpRead | None:
-        """Store what the dump of a day has of `spans`, which ascend; None when it is not there.
+    async def read(self, symbol: str, day: date, holes: Sequence[Hole]) -> DumpRead | None:
+        """Store what the dump of a day has of `holes`, which ascend; None when it is not there.
 
         Raises one of DumpTrouble, and TransientStoreError while the database is away.
         """
         async with self.fetched(symbol, day) as path:
-            return None if path is None else await self._read(path, symbol, spans)
+            return None if path is None else await self._read(path, symbol, holes)
 
     @asynccontextmanager
     async def fetched(self, symbol: str, day: date) -> AsyncIterator[Path | None]:
@@ -83,20 +82,33 @@ class Dumps:
             for path in self._folder.glob("*-trades-*.zip*"):
                 path.unlink(missing_ok=True)
 
-    async def _read(self, path: Path, symbol: str, spans: Sequence[Span]) -> DumpRead:
+    async def _read(self, path: Path, symbol: str, holes: Sequence[Hole]) -> DumpRead:
         stored, jumps = 0, []
-        before: list[int] = []  # the last id of the block before
+        before: Rows | None = None  # the last row of the block before
         async for rows in blocks(path, symbol, proven=True):
-            ids = rows["trade_id"]
-            joined = np.concatenate((before, ids)) if before else ids
-            jumps += [jump for span in spans for jump in plan.jumps(joined, span)]
-            chosen = plan.select(ids, spans)
+            joined = rows if before is None else np.concatenate((before, rows))
+            ids = joined["trade_id"]
+            reached = plan.overlapping(holes, int(ids[0]), int(ids[-1]))
+            for hole in reached:
+                _hold_against_times(path, joined, hole)
+                jumps += plan.jumps(ids[plan.around(ids, hole)], hole)
+            chosen = plan.select(rows["trade_id"], reached)
             if chosen.any():
                 stored += (await self._write(symbol, rows[chosen], "dump")).stored
-            before = [int(ids[-1])]
-            if before[0] > spans[-1].last_id:
+            before = rows[-1:].copy()
+            if int(ids[-1]) > holes[-1].last_id:
                 break
         return DumpRead(path.name, stored, tuple(jumps))
+
+
+def _hold_against_times(path: Path, rows: Rows, hole: Hole) -> None:
+    try:
+        plan.hold_against_times(rows, hole)
+    except ValueError as error:
+        raise dump.DumpError(
+            f"what {path.name} has is not stored: {error}; correct BINANCE_DUMP_URL, or record a"
+            " symbol that is listed anew in another database"
+        ) from None
 
 
 async def blocks(path: Path, symbol: str, *, proven: bool = False) -> AsyncIterator[Rows]:

@@ -251,7 +251,8 @@ class Backfill:
         except TransientStoreError as error:
             return self._failed(work, "database", error)
         except WrongReplyError as error:
-            return self._failed(work, "broken", error)
+            step = self._failed(work, "broken", error)
+            return Step(max(step.delay_s, error.delay_s))
         except OSError as error:  # the disk: no hole is worth the capture of all others
             return self._failed(work, "dump", error)
         self._venue_pause.reset()
@@ -369,8 +370,6 @@ class Backfill:
                 return
             del self._works[oldest.key]
         self._works[work.key] = work
-        if work.below_us is None:
-            self._next_look_s = min(self._next_look_s, _now_s() + _LOOK_AGAIN_S)
 
     def _works_of(self, symbol: str) -> list[Work]:
         return [work for work in self._works.values() if work.symbol == symbol]

@@ -12,8 +12,9 @@ them tell that it has nothing in between. A reply with fewer rows tells only tha
 there now.
 """
 
-from collections.abc import Iterable
-from datetime import date, timedelta
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ PAGE_ROWS = 1000
 
 DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
+
+SLACK_US = 600_000_000
+"""How far a trade's time may lie outside the times around its hole. A venue's clock may be set, by
+seconds; the same id at another venue, or of another listing, is hours to years away."""
 
 
 class Asked(NamedTuple):
@@ -42,6 +47,15 @@ class Jump(NamedTuple):
     last_id: int
     id_below: int
     id_above: int
+
+
+class Hole(NamedTuple):
+    """Ids that are missing, and the times of the stored trades around them."""
+
+    first_id: int
+    last_id: int
+    below_us: int
+    above_us: int
 
 
 class Told(NamedTuple):
@@ -110,7 +124,7 @@ def judge(ids: npt.NDArray[Any], hole: Span, asked: Asked) -> Told:
     )
 
 
-def jumps(ids: npt.NDArray[Any], hole: Span) -> list[Jump]:
+def jumps(ids: npt.NDArray[Any], hole: Span | Hole) -> list[Jump]:
     """Return what the ascending `ids` pass over of `hole`."""
     found = []
     for i in np.flatnonzero(np.diff(ids) > 1).tolist():
@@ -119,6 +133,30 @@ def jumps(ids: npt.NDArray[Any], hole: Span) -> list[Jump]:
         if first_id <= last_id:
             found.append(Jump(first_id, last_id, below, above))
     return found
+
+
+def around(ids: npt.NDArray[Any], hole: Span | Hole) -> slice:
+    """Return which of the ascending `ids` are of a hole, and the next one on each side."""
+    low, high = np.searchsorted(ids, (hole.first_id, hole.last_id + 1))
+    return slice(max(int(low) - 1, 0), int(high) + 1)
+
+
+def hold_against_times(rows: npt.NDArray[Any], hole: Hole) -> None:
+    """Raise ValueError, in words, when `rows` (TRADE_DTYPE, by id) cannot be of a hole's symbol.
+
+    What has the hole's ids or greater ones is not older than the trade below it, and what has
+    them or lesser ones not newer than the trade above it, give or take SLACK_US.
+    """
+    rows = rows[around(rows["trade_id"], hole)]
+    ids, times = rows["trade_id"], rows["trade_us"]
+    early = (ids >= hole.first_id) & (times < hole.below_us - SLACK_US)
+    late = (ids <= hole.last_id) & (times > hole.above_us + SLACK_US)
+    for i in np.flatnonzero(early | late)[:1].tolist():
+        raise ValueError(
+            f"trade {int(ids[i])} is of {_shown(int(times[i]))}, but the trades around"
+            f" {hole.first_id}..{hole.last_id} are of {_shown(hole.below_us)} and"
+            f" {_shown(hole.above_us)}: it is another venue's, or another listing's"
+        )
 
 
 def missing(hole: Span, stored: Iterable[tuple[int, int]]) -> list[Span]:
@@ -138,7 +176,13 @@ def missing(hole: Span, stored: Iterable[tuple[int, int]]) -> list[Span]:
     return pieces
 
 
-def select(ids: npt.NDArray[Any], spans: Iterable[Span]) -> npt.NDArray[np.bool_]:
+def overlapping(holes: Sequence[Hole], first_id: int, last_id: int) -> Sequence[Hole]:
+    """Return which of `holes`, disjoint and ascending, have ids in first_id..last_id."""
+    low = bisect_left(holes, first_id, key=lambda hole: hole.last_id)
+    return holes[low : bisect_right(holes, last_id, key=lambda hole: hole.first_id)]
+
+
+def select(ids: npt.NDArray[Any], spans: Iterable[Span | Hole]) -> npt.NDArray[np.bool_]:
     """Return which of the ascending `ids` lie in one of `spans`."""
     chosen = np.zeros(len(ids), np.bool_)
     for span in spans:
@@ -165,6 +209,10 @@ def day_start_us(day: date) -> int:
 def day_of(time_us: int) -> date:
     """Return the UTC day of a time."""
     return _EPOCH + timedelta(days=time_us // DAY_US)
+
+
+def _shown(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def is_over(day: date, now_us: int) -> bool:

@@ -17,6 +17,7 @@ after an error is decided in `engine`.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy.typing as npt
@@ -82,6 +83,8 @@ class Filler:
         if len(pieces) != 1 or pieces[0].first_id != work.first_id:
             return Step(pieces=pieces)
         work.last_id = pieces[0].last_id
+        if not await self._know_times([work]):
+            return Step(pieces=[])  # nothing is stored around it any more: it is no hole
         if (suspect := self._absences.suspect(work.symbol, work.span)) is not None:
             wait_s = suspect.due_s - clock.mono_ns() / 1e9
             if wait_s > 0:
@@ -102,6 +105,16 @@ class Filler:
         if work.probing:
             return await self._probe(work)
         return await self._page(work)
+
+    async def _know_times(self, works: list[Work]) -> bool:
+        """Look up the times of holes that were told of by their ids; tell whether all are known."""
+        if unknown := [one for one in works if one.below_us is None]:
+            spans = [one.span for one in unknown]
+            times = await self._store.hole_times(unknown[0].symbol, spans)
+            for one in unknown:
+                if found := times.get(one.first_id):
+                    one.below_us, one.above_us = found
+        return all(one.below_us is not None for one in works)
 
     async def _try_newest(self, work: Work) -> bool:
         """Take what the venue's memory has of the hole, once; tell whether that was anything."""
@@ -160,6 +173,7 @@ class Filler:
         if told.ends_early and not told.inside:
             return self._lags(work)
         self._absences.forget(work.symbol, work.span)
+        self._hold_against_times(work, rows)
         if told.inside:
             await self._take(work, rows, asked)
             return Step()
@@ -193,7 +207,8 @@ class Filler:
         """Store the rows of this hole and of others that they reach; note what they pass over."""
         told = self._judge(work, rows, asked)
         ids = rows["trade_id"]
-        works = self._reached(work, ids)
+        self._hold_against_times(work, rows)
+        works = await self._reached(work, rows)
         chosen = rows[plan.select(ids, [one.span for one in works])]
         if told.inside:
             work.above_us = min(work.above_us, int(rows["trade_us"][told.low]))
@@ -212,16 +227,35 @@ class Filler:
                 self._absences.sighted(work.symbol, jump, asked)
         return result
 
-    def _reached(self, work: Work, ids: Rows) -> list[Work]:
-        """Return this hole and all others of its symbol between the first and the last id."""
-        if len(ids) == 0:
+    def _hold_against_times(self, work: Work, rows: Rows) -> None:
+        try:
+            plan.hold_against_times(rows, work.hole)
+        except ValueError as error:
+            raise WrongReplyError(
+                f"what {self._client.base_url} has of {work.symbol} is not stored: {error};"
+                " correct BINANCE_REST_URL, or record a symbol that is listed anew in another"
+                " database",
+                delay_s=HOUR_S,
+            ) from None
+
+    async def _reached(self, work: Work, rows: Rows) -> list[Work]:
+        """Return this hole and those of its symbol that `rows` reach and fit."""
+        if len(rows) == 0:
             return []
-        first_id, last_id = int(ids[0]), int(ids[-1])
-        return [work] + [
+        first_id, last_id = int(rows["trade_id"][0]), int(rows["trade_id"][-1])
+        others = [
             one
             for one in self._works_of(work.symbol)
             if one is not work and one.last_id >= first_id and one.first_id <= last_id
         ]
+        await self._know_times(others)
+        reached = [work]
+        for one in others:
+            with suppress(ValueError):  # it is told of when it has its own turn
+                if one.below_us is not None:
+                    plan.hold_against_times(rows, one.hole)
+                    reached.append(one)
+        return reached
 
     def _lags(self, work: Work | Reach) -> Step:
         """The venue's database has not got there yet: wait, longer each time."""
@@ -276,6 +310,14 @@ class Filler:
         rows = page.rows[low:high]
         if len(rows) == 0:
             return self._lags(reach), ()
+        oldest_us = int(rows["trade_us"].min())
+        if oldest_us < bounds.last_us - plan.SLACK_US:
+            raise WrongReplyError(
+                f"what {self._client.base_url} has of {reach.symbol} above {bounds.last_id} is not"
+                " stored: it is older than that; correct BINANCE_REST_URL, or record a symbol that"
+                " is listed anew in another database",
+                delay_s=HOUR_S,
+            )
         result = await self._write(reach.symbol, rows, "rest", reach.cause)
         self._stats.filled["rest"] += result.stored
         if result.parked and not result.stored:

@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from tradecore.backfill.plan import Hole
 from tradecore.backoff import Backoff
 from tradecore.store.ledger import Span
 
@@ -88,7 +89,7 @@ class Work:
     first_id: int
     last_id: int
     above_us: int
-    """Time of the trade right above."""
+    """Time of the trade right above; while `below_us` is None, when we heard of the hole."""
     below_us: int | None
     """Time of the trade right below; None while it has not been looked up."""
     since_us: int
@@ -117,6 +118,12 @@ class Work:
     @property
     def span(self) -> Span:
         return Span(self.first_id, self.last_id)
+
+    @property
+    def hole(self) -> Hole:
+        """The hole with its times, which are known from the first step on."""
+        assert self.below_us is not None
+        return Hole(self.first_id, self.last_id, self.below_us, self.above_us)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -167,4 +174,8 @@ class Step(NamedTuple):
 
 
 class WrongReplyError(Exception):
-    """The venue's reply does not answer what was asked."""
+    """The venue's reply does not answer what was asked. `delay_s`: ask again after so long."""
+
+    def __init__(self, message: str, *, delay_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.delay_s = delay_s

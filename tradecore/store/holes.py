@@ -4,6 +4,7 @@ All of it costs by the number of holes, never by the number of trades: it reads 
 trade_gaps, which have an index of their own, and ranges of trade_coverage through its key.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
@@ -26,6 +27,14 @@ SELECT h.symbol, h.first_id, h.last_id, h.cause, {_US.format("h.detected_at")},
 FROM trade_gaps AS h CROSS JOIN LATERAL ({_BELOW}) AS below CROSS JOIN LATERAL ({_ABOVE}) AS above
 WHERE h.state = 'open' AND ($1::text IS NULL OR h.symbol = $1)
 ORDER BY above.us DESC, h.symbol, h.first_id DESC LIMIT $2
+"""
+
+_TIMES = f"""
+SELECT h.first_id, below.us, above.us
+FROM (
+    SELECT $1::text AS symbol, * FROM unnest($2::int8[], $3::int8[]) AS s (first_id, last_id)
+) AS h
+CROSS JOIN LATERAL ({_BELOW}) AS below CROSS JOIN LATERAL ({_ABOVE}) AS above
 """
 
 _SUMMARY = f"""
@@ -107,6 +116,14 @@ async def open_holes(
 ) -> list[OpenHole]:
     """Return at most `limit` open holes, those with the newest trade above first."""
     return [OpenHole(*row) for row in await conn.fetch(_OPEN_HOLES, symbol, limit)]
+
+
+async def hole_times(
+    conn: asyncpg.Connection, symbol: str, spans: Sequence[tuple[int, int]]
+) -> dict[int, tuple[int, int]]:
+    """Return by its first id the times around each hole (first id, last id), as in OpenHole."""
+    columns = [span[0] for span in spans], [span[1] for span in spans]
+    return {row[0]: (row[1], row[2]) for row in await conn.fetch(_TIMES, symbol, *columns)}
 
 
 async def hole_summary(conn: asyncpg.Connection) -> HoleSummary:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -180,6 +180,12 @@ class Store:
     ) -> list[holes.OpenHole]:
         """Return at most `limit` open holes, those with the newest trade above first."""
         return await self._read(lambda conn: holes.open_holes(conn, symbol, limit))
+
+    async def hole_times(
+        self, symbol: str, spans: Sequence[tuple[int, int]]
+    ) -> dict[int, tuple[int, int]]:
+        """Return by its first id the times around each hole (first id, last id) of a symbol."""
+        return await self._read(lambda conn: holes.hole_times(conn, symbol, spans))
 
     async def hole_summary(self) -> holes.HoleSummary:
         """Count the open holes of all symbols."""
