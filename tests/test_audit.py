@@ -268,11 +268,45 @@ async def test_absent_ids_that_the_venue_counts(db: Database) -> None:
     items = steady(4)
     await desk.store([item for item in items if item.trade_id != 107])
     await desk.run("UPDATE trade_gaps SET state = 'absent'")
+    await desk.run("UPDATE trade_gaps SET evidence = '7', filled_at = now() - interval '1 hour'")
     await desk.tell(candles(items, 4, symbols=1))
     report = await desk.audit()
-    assert [m[1:3] for m in report.mismatches] == [(us_of(1), "count")]
+    assert [m[:3] for m in report.reopened] == [(BTC, us_of(1), "hole")]
+    assert (report.waiting, report.mismatches) == (1, ())
+    gap = "SELECT first_id, last_id, state, evidence, filled_at FROM trade_gaps"
+    assert tuple(await db.conn.fetchrow(gap)) == (107, 107, "open", "7", None)
+    await db.check_ledger()
+    assert (await desk.audit()).checked == 0, "until it is filled, or closed again"
+    assert await db.sink.close_absent(BTC, 107, 107, {"seen": "again"}) == 1
+    report = await desk.audit()
+    assert [m[1:3] for m in report.mismatches] == [(us_of(1), "count")], "now it is an alarm"
+    assert report.reopened == ()
+    assert (await db.conn.fetchrow(gap))["state"] == "absent"
+    await desk.run("UPDATE trade_audits SET retry_at = now()")
+    assert (await desk.audit()).reopened == ()
     await desk.store([items[7]])
     assert (await desk.audit()).proven_us == {BTC: us_of(4)}, "a fill is looked at at once"
+
+
+async def test_only_what_a_kline_counts_is_opened_again(db: Database) -> None:
+    desk = Desk(db, 6)
+    items = steady(6)
+    absent = items[8:22]  # from the minute 1 to the minute 4
+    there = [item for item in items if item not in absent]
+    await desk.store(there)
+    await desk.run("UPDATE trade_gaps SET state = 'absent', evidence = '{}', filled_at = now()")
+    told = candles(there, 6, symbols=1)
+    told[2] = candles(items, 6, symbols=1)[2]
+    await desk.tell(told)
+    report = await desk.audit()
+    assert [m[:3] for m in report.reopened] == [(BTC, us_of(2), "hole")]
+    assert (report.matched, report.mismatches) == (5, ())
+    assert [gap[:2] + gap[3:4] for gap in await db.gaps()] == [
+        (108, 109, "absent"),
+        (110, 114, "open"),
+        (115, 121, "absent"),
+    ]
+    await db.check_ledger()
 
 
 async def test_the_first_minute_may_be_cut(db: Database) -> None:

@@ -159,6 +159,11 @@ class Auditor:
                     "detail": one.detail,
                 },
             )
+        for one in report.reopened:
+            once_per(log, ("reopened", one.symbol)).warning(
+                "the venue counts trades that it was held not to have; they are missing again",
+                extra={"symbol": one.symbol, "minute_us": one.open_us, "detail": one.detail},
+            )
         for symbol, last_id in report.tails:
             if not self._is_under_way(symbol, last_id):
                 self._reach(symbol, last_id)

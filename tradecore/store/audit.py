@@ -25,8 +25,10 @@ import asyncpg
 from tradecore import clock
 from tradecore.errors import StoreError
 from tradecore.store import audit_sql as sql
+from tradecore.store import coverage
 from tradecore.store.failure import as_transient
 from tradecore.store.klines import put_klines
+from tradecore.store.ledger import Span
 from tradecore.store.transaction import transaction
 from tradecore.store.verdict import Kline, Known, Minute, Verdict, compare, explain
 
@@ -78,6 +80,8 @@ class AuditReport:
     """Of those checked: trades are missing, and it is known that they are."""
     mismatches: tuple[Mismatch, ...]
     """Those that were not known before: each is told once."""
+    reopened: tuple[Mismatch, ...]
+    """Minutes whose trades were held absent in part: those are open holes again."""
     tails: tuple[tuple[str, int], ...]
     """(symbol, id): the venue has trades up to this id, and no hole of the ledger says so."""
     proven_us: dict[str, int]
@@ -100,6 +104,7 @@ class _Tally:
     matched: int = 0
     waiting: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
+    reopened: list[Mismatch] = field(default_factory=list)
     tails: dict[str, int] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
     """Symbols whose next minute has to wait: another daemon has them, or nothing is stored yet."""
@@ -187,11 +192,16 @@ async def _audit_minute(
         symbols = [s for s in symbols if s in klines or (s in earlier and earlier[s]["asked_at"])]
         minutes = await _minutes(conn, open_time, symbols, klines)
         started = {s for s in symbols if locked[s]["proven_from"] is not None or s in behind}
-        verdicts = await _judge(conn, open_us, symbols, klines, minutes, started)
+        reopened = {s for s, row in earlier.items() if row["reopened_at"] is not None}
+        verdicts = await _judge(conn, open_us, symbols, klines, minutes, started, reopened)
         unready = {s for s, verdict in verdicts.items() if verdict.state == "unready"}
         partial = {s for s, verdict in verdicts.items() if verdict.state == "partial"}
         open_rows = {s: v for s, v in verdicts.items() if v.state in ("waiting", "mismatch")}
         proven = [symbol for symbol in symbols if symbol not in verdicts]
+        for symbol in (s for s, verdict in sorted(verdicts.items()) if verdict.reopen):
+            first_id, last_id = klines[symbol].first_id, klines[symbol].last_id
+            assert first_id is not None and last_id is not None
+            await coverage.reopen_absent(conn, symbol, Span(first_id, last_id))
         await conn.execute(sql.PROVEN, open_time, [s for s in proven if s in earlier])
         await _write_down(conn, open_time, open_rows, klines, earlier)
         done = [s for s in symbols if s not in unready]
@@ -208,8 +218,11 @@ async def _audit_minute(
             tally.tails[symbol] = max(verdict.fetch_id, tally.tails.get(symbol, -1))
         before = earlier.get(symbol)
         known = before and (before["state"], before["reason"]) == ("mismatch", verdict.reason)
+        finding = Mismatch(symbol, open_us, verdict.reason, verdict.detail)
         if verdict.state == "mismatch" and not known:
-            tally.mismatches.append(Mismatch(symbol, open_us, verdict.reason, verdict.detail))
+            tally.mismatches.append(finding)
+        if verdict.reopen:
+            tally.reopened.append(finding)
 
 
 def _rows(conn: asyncpg.Connection, query: str, *values: Any) -> AsyncIterator[asyncpg.Record]:
@@ -282,6 +295,7 @@ async def _judge(
     klines: dict[str, Kline],
     minutes: dict[str, Minute],
     started: set[str],
+    reopened: set[str],
 ) -> dict[str, Verdict]:
     """Return a verdict for each symbol whose minute is not proven."""
     verdicts: dict[str, Verdict] = {}
@@ -314,6 +328,7 @@ async def _judge(
             Known(*row[1:]),
             open_us,
             started=symbol in started,
+            reopened=symbol in reopened,
         )
     odd = [s for s in doubtful if verdicts[s].state == "mismatch" and klines[s].span is not None]
     if odd:
@@ -343,7 +358,8 @@ async def _write_down(
         tries = earlier[symbol]["tries"] + 1 if symbol in earlier else 0
         delay_s = min(_RETRY_S * 2.0 ** min(tries, 20), _RETRY_CAP_S) * random.uniform(0.75, 1.25)
         ids = (kline.first_id, kline.last_id) if kline else (None, None)
-        rows.append((symbol, verdict.state, verdict.reason, verdict.detail, *ids, tries, delay_s))
+        what = verdict.state, verdict.reason, verdict.detail
+        rows.append((symbol, *what, *ids, tries, delay_s, verdict.reopen))
     await conn.execute(sql.UNPROVEN, open_time, *map(list, zip(*rows, strict=True)))
 
 
@@ -392,6 +408,7 @@ async def _report(
         matched=tally.matched,
         waiting=tally.waiting,
         mismatches=tuple(tally.mismatches),
+        reopened=tuple(tally.reopened),
         tails=tuple(sorted(tails.items())),
         proven_us={row["symbol"]: row["proven_us"] for row in state if row["proven_us"]},
         unproven=counts["unproven"],

@@ -125,7 +125,7 @@ WHERE s.symbol = ANY($1::text[]) AND f.since < $2::timestamptz AND NOT EXISTS (
 """
 
 EARLIER = """
-SELECT symbol, state, reason, tries, asked_at FROM trade_audits
+SELECT symbol, state, reason, tries, asked_at, reopened_at FROM trade_audits
 WHERE open_time = $1::timestamptz AND symbol = ANY($2::text[])
 """
 
@@ -230,16 +230,19 @@ DELETE FROM trade_audits WHERE open_time = $1::timestamptz AND symbol = ANY($2::
 
 UNPROVEN = """
 INSERT INTO trade_audits AS a
-    (symbol, open_time, state, reason, detail, first_id, last_id, audited_at, tries, retry_at)
+    (symbol, open_time, state, reason, detail, first_id, last_id, audited_at, tries, retry_at,
+     reopened_at)
 SELECT n.symbol, $1::timestamptz, n.state, n.reason, n.detail, n.first_id, n.last_id,
-       clock_timestamp(), n.tries, clock_timestamp() + n.delay_s * interval '1 s'
+       clock_timestamp(), n.tries, clock_timestamp() + n.delay_s * interval '1 s',
+       CASE WHEN n.reopened THEN clock_timestamp() END
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int8[], $7::int8[], $8::int[],
-            $9::float8[])
-    AS n (symbol, state, reason, detail, first_id, last_id, tries, delay_s)
+            $9::float8[], $10::bool[])
+    AS n (symbol, state, reason, detail, first_id, last_id, tries, delay_s, reopened)
 ON CONFLICT (symbol, open_time) DO UPDATE
 SET state = excluded.state, reason = excluded.reason, detail = excluded.detail,
     first_id = excluded.first_id, last_id = excluded.last_id, audited_at = excluded.audited_at,
-    tries = excluded.tries, retry_at = excluded.retry_at
+    tries = excluded.tries, retry_at = excluded.retry_at,
+    reopened_at = coalesce(a.reopened_at, excluded.reopened_at)
 """
 
 # After the rows of trade_audits: it reads them. $3: from where the proof begins, when it begins;

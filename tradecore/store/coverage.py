@@ -113,6 +113,13 @@ async def close_absent(
     return sum(part.rows for part in closed)
 
 
+async def reopen_absent(conn: asyncpg.Connection, symbol: str, span: ledger.Span) -> None:
+    """Lock the symbol; open again what of its holes in `span` is closed as absent."""
+    await _lock(conn, [symbol])
+    gaps = (await _read_gaps(conn, {0: symbol}, {0: [span]}))[0]
+    await _write_gaps(conn, [ledger.reopen_gaps([span], gaps)])
+
+
 async def _read_around(
     conn: asyncpg.Connection,
     query: str,

@@ -263,6 +263,16 @@ def close_gaps(absent: Sequence[Span], gaps: Sequence[Gap], evidence: str) -> Ga
     )
 
 
+def reopen_gaps(wanted: Sequence[Span], gaps: Sequence[Gap]) -> GapChange:
+    """Return how the history tells that what of `wanted` was held absent is open again.
+
+    It keeps the evidence, which was wrong. `gaps` as in `fill_gaps`.
+    """
+    return _turn_parts(
+        wanted, gaps, ("absent",), lambda part: part._replace(state="open", turned=True)
+    )
+
+
 def _turn_parts(
     spans: Sequence[Span],
     gaps: Sequence[Gap],

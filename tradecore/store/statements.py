@@ -102,7 +102,8 @@ COPY_GAPS = f"""
 INSERT INTO trade_gaps
     (symbol, first_id, last_id, cause, detected_at, state, filled_by, filled_at, evidence)
 SELECT g.symbol, n.first_id, n.last_id, g.cause, g.detected_at, n.state, n.filled_by,
-       CASE WHEN n.turned THEN now() ELSE g.filled_at END, n.evidence::jsonb
+       CASE WHEN n.state = 'open' THEN NULL WHEN n.turned THEN now() ELSE g.filled_at END,
+       n.evidence::jsonb
 FROM {_GAPS} JOIN trade_gaps AS g ON g.id = n.id
 """
 
@@ -112,7 +113,8 @@ SET first_id = n.first_id,
     last_id = n.last_id,
     state = n.state,
     filled_by = n.filled_by,
-    filled_at = CASE WHEN n.turned THEN now() ELSE g.filled_at END,
+    filled_at = CASE WHEN n.state = 'open' THEN NULL WHEN n.turned THEN now()
+                ELSE g.filled_at END,
     evidence = n.evidence::jsonb
 FROM {_GAPS} WHERE g.id = n.id
 """

@@ -95,6 +95,8 @@ class Verdict(NamedTuple):
     detail: str
     fetch_id: int | None = None
     """Ids up to this one are missing, and no hole of the ledger says so."""
+    reopen: bool = False
+    """Ids of the kline are held absent, and it proves that they exist."""
 
 
 def compare(kline: Kline, minute: Minute) -> Verdict | None:
@@ -137,12 +139,20 @@ def compare(kline: Kline, minute: Minute) -> Verdict | None:
 
 
 def explain(
-    kline: Kline, minute: Minute, found: Verdict, known: Known, open_us: int, *, started: bool
+    kline: Kline,
+    minute: Minute,
+    found: Verdict,
+    known: Known,
+    open_us: int,
+    *,
+    started: bool,
+    reopened: bool,
 ) -> Verdict:
     """Return what a difference of ids or count (`found`) means, seen what is known to be missing.
 
     `started`: an earlier minute of the symbol was whole; before that, trades from before the first
-    captured one are nobody's loss.
+    captured one are nobody's loss. `reopened`: what is held absent of it was opened again before;
+    who closed it once more found nothing.
     """
     if found.reason not in ("count", "ids") or minute.trades > kline.trades:
         return found
@@ -154,6 +164,9 @@ def explain(
     assert kline.first_id is not None and kline.last_id is not None
     missing = kline.span - known.covered - known.absent
     if missing <= 0:
+        if known.absent and kline.span == kline.trades and not reopened:
+            ids = f"{known.absent} of the ids {kline.first_id}..{kline.last_id} were held absent"
+            return Verdict("waiting", "hole", f"{ids}, and the venue counts them", reopen=True)
         return found
     ids = f"{missing} of the ids {kline.first_id}..{kline.last_id} are not stored"
     if kline.first_id < known.min_id:
