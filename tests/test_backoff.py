@@ -67,13 +67,34 @@ class Clock:
 def test_budget_keeps_a_margin_below_the_venues_limit() -> None:
     clock = Clock()
     budget = AttemptBudget(clock_ns=clock)
-    assert budget.allowed == 270
-    assert [budget.reserve_s() for _ in range(270)] == [0] * 270
-    assert budget.reserve_s() == 300
-    clock.ns += 100 * 10**9
-    assert budget.reserve_s() == 200
-    clock.ns += 300 * 10**9
-    assert budget.reserve_s() == 0
+    assert (budget.allowed, budget.burst) == (270, 135)
+    assert [budget.take_s() for _ in range(135)] == [0] * 135
+    made = 135
+    for _ in range(299):
+        clock.ns += 10**9
+        made += budget.take_s() == 0
+    assert 268 <= made <= 270
+
+
+def test_a_burst_does_not_shut_out_what_comes_after_it() -> None:
+    clock = Clock()
+    budget = AttemptBudget(clock_ns=clock)
+    while budget.take_s() == 0:
+        pass
+    assert 2 < budget.take_s() < 2.3
+    clock.ns += 10 * 10**9
+    assert [budget.take_s() == 0 for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_planned_attempts_leave_some_for_the_others() -> None:
+    clock = Clock()
+    budget = AttemptBudget(clock_ns=clock)
+    planned = 0
+    while budget.take_s(planned=True) == 0:
+        planned += 1
+    assert planned == 90
+    assert [budget.take_s() for _ in range(45)] == [0] * 45
+    assert budget.take_s(planned=True) > 90
 
 
 @given(
@@ -82,21 +103,29 @@ def test_budget_keeps_a_margin_below_the_venues_limit() -> None:
     window_ms=st.integers(1, 5000),
     steps_ms=st.lists(st.integers(0, 3000), min_size=1, max_size=120),
     patient=st.booleans(),
+    planned=st.booleans(),
 )
 def test_no_window_ever_holds_more_than_allowed(
-    limit: int, margin: float, window_ms: int, steps_ms: list[int], patient: bool
+    limit: int,
+    margin: float,
+    window_ms: int,
+    steps_ms: list[int],
+    patient: bool,
+    planned: bool,
 ) -> None:
-    """Whether callers wait one after the other or all at once, no window is overdrawn."""
+    """Whether callers wait as long as they are told or ask whenever they like."""
     clock = Clock()
     budget = AttemptBudget(limit, window_ms / 1000, margin=margin, clock_ns=clock)
     made: list[int] = []
     for step_ms in steps_ms:
         clock.ns += step_ms * 10**6
-        at_ns = clock.ns + round(budget.reserve_s() * 1e9)
-        made.append(at_ns)
-        if patient:
-            clock.ns = at_ns
-    assert made == sorted(made)
+        wait_s = budget.take_s(planned=planned)
+        if wait_s and patient:
+            clock.ns += round(wait_s * 1e9) + 1
+            assert budget.take_s(planned=planned) == 0
+            wait_s = 0
+        if not wait_s:
+            made.append(clock.ns)
     assert budget.allowed <= limit
     for index, first in enumerate(made):
         inside = bisect_right(made, first + window_ms * 10**6 - 1) - index
@@ -108,9 +137,22 @@ def test_an_idle_budget_is_full_again(limit: int) -> None:
     clock = Clock()
     budget = AttemptBudget(limit, 10, margin=0, clock_ns=clock)
     for _ in range(2):
-        assert [budget.reserve_s() for _ in range(limit)] == [0] * limit
-        assert budget.reserve_s() == 10
+        assert [budget.take_s() for _ in range(budget.burst)] == [0] * budget.burst
+        assert budget.take_s() > 0
         clock.ns += 20 * 10**9
+
+
+def test_what_a_former_run_used_counts() -> None:
+    clock = Clock()
+    former, budget = (AttemptBudget(clock_ns=clock) for _ in range(2))
+    for _ in range(100):
+        former.take_s()
+    budget.recall(former.full_ns)
+    assert [budget.take_s() == 0 for _ in range(36)] == [True] * 35 + [False]
+    budget.recall(0)  # never to forget
+    assert budget.take_s() > 0
+    budget.recall(10**18)  # an absurd word costs no more than an empty bucket
+    assert budget.take_s() < 2.3
 
 
 @pytest.mark.parametrize(("limit", "window", "margin"), [(0, 1, 0), (1, 0, 0), (1, 1, 1)])

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ FAST = Timing(
     quiet_grace_s=0.3,
     rollover_s=1.0,
     settle_s=0.1,
+    steady_s=0.1,
     tick_s=0.02,
     close_s=0.3,
 )
@@ -419,11 +421,44 @@ async def test_a_venue_that_always_announces_its_end_is_not_stormed(venue: Venue
         await peer.send(NOTICE)
 
     venue.on_open = announce
-    async with Running(connect(venue.url, base_s=0.4, cap_s=0.4, settle_s=9)) as connection:
+    async with Running(connect(venue.url, base_s=0.4, cap_s=0.4, steady_s=9)) as connection:
         await eventually(lambda: connection.describe().rollovers["server_shutdown"] >= 3)
         gaps = [b - a for a, b in itertools.pairwise(venue.upgrades)]
         assert all(gap >= 0.38 for gap in gaps[1:])
         assert connection.describe().reconnects == {}
+
+
+async def test_notices_to_sessions_that_bring_data_do_not_use_up_the_attempts(
+    venue: Venue,
+) -> None:
+    """They settle, and are told to go, again and again: each is as young as the one before."""
+    async with Running(connect(venue.url, base_s=0.5, cap_s=9, steady_s=60)) as connection:
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            await asyncio.sleep(0.15)
+            if venue.peers and not venue.last.gone:
+                await venue.last.send(NOTICE)
+        assert 3 <= len(venue.upgrades) <= 5  # at about 0.2, 0.7, 1.7 and 3.7 s
+        assert connection.describe().reconnects == {}
+        peers = len(venue.peers)
+        await eventually(lambda: connection.state is State.LIVE and connection.sessions[0].settled)
+        venue.last.reset()  # a break is another matter
+        await eventually(lambda: len(venue.peers) > peers and connection.state is State.LIVE, 0.5)
+
+
+async def test_planned_rollovers_leave_attempts_to_breaks(venue: Venue) -> None:
+    budget = AttemptBudget(7, 3600, margin=0)
+    async with Running(connect(venue.url, budget=budget)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        for number in range(1, 3):
+            connection.replace("a test")
+            await eventually(lambda n=number: connection.describe().rollovers["stale"] == n)
+        connection.replace("a test")
+        await eventually(lambda: connection.rolling)
+        await asyncio.sleep(0.4)
+        assert len(venue.peers) == 3 and connection.rolling
+        venue.last.reset()
+        await eventually(lambda: len(venue.peers) == 4 and connection.state is State.LIVE)
 
 
 async def test_failures_of_long_ago_do_not_delay_a_successor(venue: Venue) -> None:

@@ -4,8 +4,8 @@ Pure state: nothing here sleeps. Callers wait for the seconds that they are give
 """
 
 import random
-from collections import deque
 from collections.abc import Callable
+from math import ceil
 
 from tradecore import clock
 
@@ -48,8 +48,9 @@ class AttemptBudget:
     """Keep attempts below `limit` in any `window_s` seconds, with a margin.
 
     The venue allows 300 connection attempts per 5 minutes and address and bans those who pass it;
-    `margin` is the share left to other programs on the same address and to what a former run of
-    ours has used up.
+    `margin` is the share left to other programs on the address. A bucket of tokens: half of what
+    is allowed may be made at once, the other half spread evenly over the window, so that no burst
+    is followed by minutes without any attempt.
     """
 
     def __init__(
@@ -63,17 +64,28 @@ class AttemptBudget:
         if limit < 1 or window_s <= 0 or not 0 <= margin < 1:
             raise ValueError(f"no budget in {limit=} {window_s=} {margin=}")
         self.allowed = max(1, int(limit * (1 - margin)))
-        self._window_ns = int(window_s * 1e9)
+        self.burst = (self.allowed + 1) // 2
+        self._spare = self.burst // 3
+        self._every_ns = ceil(window_s * 1e9 / (self.allowed - self.burst + 1))
         self._clock_ns = clock_ns or clock.mono_ns
-        self._slots_ns: deque[int] = deque(maxlen=self.allowed)
+        self.full_ns = 0
+        """When the bucket is full again, of the monotonic clock."""
 
-    def reserve_s(self) -> float:
-        """Take the next free attempt and return the seconds to wait before making it.
+    def take_s(self, *, planned: bool = False) -> float:
+        """Take an attempt and return 0.0, or take none and return the seconds until there is one.
 
-        Every call takes its own place, so several connections may wait at the same time.
+        A planned attempt, one that can wait, leaves the last third of a burst to the others.
         """
-        slot_ns = now_ns = self._clock_ns()
-        if len(self._slots_ns) == self.allowed:
-            slot_ns = max(now_ns, self._slots_ns[0] + self._window_ns)
-        self._slots_ns.append(slot_ns)
-        return (slot_ns - now_ns) / 1e9
+        now_ns = self._clock_ns()
+        full_ns = max(self.full_ns, now_ns) + self._every_ns
+        tokens = self.burst - (self._spare if planned else 0)
+        wait_ns = full_ns - now_ns - tokens * self._every_ns
+        if wait_ns > 0:
+            return wait_ns / 1e9
+        self.full_ns = full_ns
+        return 0.0
+
+    def recall(self, full_ns: int) -> None:
+        """Take over what others have used, or a former run: when their bucket is full again."""
+        empty_ns = self._clock_ns() + self.burst * self._every_ns
+        self.full_ns = max(self.full_ns, min(full_ns, empty_ns))

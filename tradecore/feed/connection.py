@@ -268,7 +268,7 @@ class Connection:
         old.last = True
         await self._hold_back(old)
         proof = Proof(self._up, trouble)
-        new = self._successor = Leg(self._up)
+        new = self._successor = Leg(self._up, old)
         while not old.task.done():
             await asyncio.wait({old.task, new.task}, timeout=timing.tick_s)
             if new.task.done():
@@ -287,16 +287,14 @@ class Connection:
         proof.tell(died=died)
 
     async def _hold_back(self, old: Leg) -> None:
-        """Wait for the back-off when sessions want a successor as soon as they are open."""
+        """Wait for the back-off when sessions want a successor again and again while young."""
         session = old.session
-        if session is None:
-            return
-        old.forgive(session)
-        if old.age_s > self.plan.timing.settle_s:
-            return
-        delay_s = self._up.backoff.next_delay_s()
-        if delay_s > 0:
-            await asyncio.wait({old.task}, timeout=delay_s)
+        if session is not None and session.settled and old.age_s > self.plan.timing.steady_s:
+            self._up.backoff.reset()
+        elif session is not None:
+            delay_s = self._up.backoff.next_delay_s() - old.age_s
+            if delay_s > 0:
+                await asyncio.wait({old.task}, timeout=delay_s)
 
     async def _end_legs(self, *, drain: bool) -> None:
         await asyncio.gather(*(leg.end(drain=drain) for leg in self._legs))

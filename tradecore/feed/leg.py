@@ -20,6 +20,7 @@ _MAX_RETRY_AFTER_S = 900.0
 _FIRST_LIMIT = 0.25
 """Part of the time limit that the first attempt to open a socket gets; doubled after each failure.
 One handshake that hangs does not tell of the next."""
+_POLL_S = 0.25
 
 
 @dataclass(slots=True)
@@ -50,9 +51,12 @@ class Upkeep:
 
 
 class Leg:
-    """Keep one session up; `last` set means that the present one has no other after it."""
+    """Keep one session up; `last` set means that the present one has no other after it.
 
-    def __init__(self, upkeep: Upkeep) -> None:
+    `before` is the leg that this one takes the place of.
+    """
+
+    def __init__(self, upkeep: Upkeep, before: "Leg | None" = None) -> None:
         self.machine = Machine()
         self.session: Session | None = None
         self.epoch = 0
@@ -60,6 +64,7 @@ class Leg:
         self.last = False
         self._failed = 0  # attempts to open a socket, in a row
         self._up = upkeep
+        self._before = before
         self.task = asyncio.create_task(self._run(), name=f"feed leg of {upkeep.plan.name}")
 
     @property
@@ -86,7 +91,8 @@ class Leg:
     async def _run(self) -> None:
         up = self._up
         while not self.last:
-            await asyncio.sleep(up.budget.reserve_s())
+            while (wait_s := up.budget.take_s(planned=self._planned)) > 0:
+                await asyncio.sleep(min(wait_s, _POLL_S))
             began_ns = clock.mono_ns()
             self.machine.connect()
             self.epoch = up.next_epoch()
@@ -107,18 +113,21 @@ class Leg:
                 # A feed that cannot take data has no use for a socket. Ends by resume or close.
                 await up.reading.wait()
 
-    def forgive(self, session: Session) -> None:
-        """Forget the failures before a session that has worked for a while."""
-        if session.settled:
-            self._up.backoff.reset()
-            self._up.alternates.worked(session.endpoint)
+    @property
+    def _planned(self) -> bool:
+        """Whether another session delivers, so that the next attempt can wait."""
+        before = self._before
+        if before is None or before.task.done():
+            return False
+        return before.session is not None and not before.session.deaf
 
     def _note(self, session: Session) -> None:
         """Take over what the end of a session must not make forgotten."""
         tally = self._up.tally
         tally.connects += session.opened
         tally.last_data_ns = max(session.last_data_ns, tally.last_data_ns)
-        self.forgive(session)
+        if session.settled:
+            self._up.alternates.worked(session.endpoint)
 
     def _take_stock(self, session: Session, over: SessionOver, lived_s: float) -> float:
         """Count and log the end of a session; return the seconds to wait before the next."""
@@ -129,7 +138,9 @@ class Leg:
         else:
             tally.reconnects[over.reason.value] += 1
         self._note(session)
-        if not session.settled:
+        if session.settled:
+            up.backoff.reset()
+        else:
             up.alternates.failed(session.endpoint, clock.mono_ns())
         delay_s = max(
             # What it lived is time between two attempts as well.

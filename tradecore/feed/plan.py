@@ -104,7 +104,9 @@ class Timing:
     rollover_s: float = 60.0
     """How long two sessions stay open for symbols that could not be confirmed at all."""
     settle_s: float = 1.0
-    """Data for this long forgives all failures before it."""
+    """Data for this long forgives all failures before the end of a session."""
+    steady_s: float = 60.0
+    """A session that wants a successor within this time is followed with back-off."""
     tick_s: float = 0.25
     close_s: float = 2.0
 
