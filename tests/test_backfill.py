@@ -346,6 +346,36 @@ async def test_a_fresh_hole_that_rest_has_no_longer(migrated_database: str, tmp_
         await d.prove(BTC, 1000, 1300)
 
 
+@pytest.mark.parametrize(
+    ("found_after_h", "age_h", "is_filled"),
+    [(1, 48, True), (25, 48, False), (1, 24 + 72 + 24, False)],
+)
+async def test_a_hole_that_was_found_in_time_waits_for_its_dump(
+    migrated_database: str, tmp_path: Path, found_after_h: int, age_h: int, is_filled: bool
+) -> None:
+    """A day's dump comes the day after, when the hole is older than BACKFILL_MAX_AGE."""
+    options = {**DAYS, "epoch": -6 * 86_400, "rest_keep": 100}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        newest = await _newest(d, BTC)
+        at_us = d.market.trade_us(BTC, newest) - age_h * 3_600_000_000
+        first = d.market.next_id(BTC, at_us)
+        await d.capture(BTC, (first - 101, first - 100), (first, first), (newest, newest))
+        await d.conn.execute(
+            "UPDATE trade_gaps SET state = 'absent' WHERE last_id = $1", newest - 1
+        )
+        await d.conn.execute(
+            "UPDATE trade_gaps SET detected_at = to_timestamp($1) WHERE state = 'open'",
+            d.market.trade_us(BTC, first) // 10**6 + found_after_h * 3600,
+        )
+        backfill = d.backfill(look_s=0.2)
+        async with running(backfill):
+            if is_filled:
+                await until(lambda: d.whole(BTC, first - 101, first))
+            else:
+                await until(lambda: backfill._next_look_s > 0)
+                assert backfill.idle
+
+
 async def test_absent_by_the_dump(migrated_database: str, tmp_path: Path) -> None:
     options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
     async with desk(migrated_database, tmp_path, **options) as d:

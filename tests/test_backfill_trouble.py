@@ -144,6 +144,41 @@ async def test_newest_first_and_bounded(
         assert order == sorted(order, reverse=True)
 
 
+async def test_holes_that_cannot_be_filled_keep_none_waiting(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are held, and all newer than one that can be filled."""
+    monkeypatch.setattr(module, "MAX_HOLES", 4)
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        refused = ", ".join(str(i) for i in range(3010, 3100, 10))
+        await d.conn.execute(f"ALTER TABLE raw_trades ADD CHECK (trade_id NOT IN ({refused}))")
+        await d.capture(ETH, (1000, 1005), (1010, 1015))
+        await d.capture(BTC, *((i + 1, i + 9) for i in range(3000, 3100, 10)))
+        backfill = d.backfill(look_s=0.2)
+        held = []
+
+        async def whole() -> bool:
+            held.append(len(backfill._works))
+            return await d.whole(ETH, 1000, 1015)
+
+        async with running(backfill):
+            await until(whole)
+        assert max(held) <= 4
+        assert len(await d.store.open_holes()) == 9
+        assert d.client.requests["historicalTrades", "200"] < 25
+
+
+async def test_very_many_holes_at_once_are_left_to_the_look(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    async with desk(migrated_database, tmp_path) as d:
+        backfill = d.backfill()
+        backfill.wake([(BTC, i, i) for i in range(0, 20_000, 2)])
+        assert backfill.idle
+        backfill.wake([(BTC, i, i) for i in range(0, 400, 2)])
+        assert len(backfill._works) == 200
+
+
 async def test_a_venue_that_hangs_and_comes_back(migrated_database: str, tmp_path: Path) -> None:
     async with desk(migrated_database, tmp_path, first_id=1000, rest_hang=3) as d:
         await d.capture(BTC, (1000, 1000), (1200, 1200))

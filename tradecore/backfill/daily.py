@@ -14,7 +14,8 @@ from tradecore.store.ledger import Span
 
 log = logging.getLogger(__name__)
 
-_DUMP_CAP_S = 6 * HOUR_S
+_REPLACED_S = 6 * HOUR_S  # between looks at a dump that was read in vain: they are long
+_REST_AGAIN = 6  # rounds through the dumps after which REST is asked again too
 
 
 class Daily:
@@ -47,7 +48,8 @@ class Daily:
         if not work.days:
             work.days = None
             work.dump_rounds += 1
-            work.lost = ""  # ask REST again too: it may have been mistaken
+            if work.dump_rounds % _REST_AGAIN == 0:
+                work.lost = ""  # REST may have been mistaken
             return Step(self._delay_s(work))
         day = work.days[-1]
         if not plan.is_over(day, clock.wall_ns() // 1000):
@@ -86,8 +88,9 @@ class Daily:
         return Step(absent=tuple(Span(jump.first_id, jump.last_id) for jump in read.jumps))
 
     def _delay_s(self, work: Work) -> float:
-        """Dumps appear during the next day, and bad ones are replaced days later."""
-        longer: float = min(self._policy.dump_retry_s * 2**work.dump_rounds, _DUMP_CAP_S)
+        """Dumps appear the next day, at no promised hour; bad ones are replaced days later."""
+        cap_s = HOUR_S if work.missing_dumps else _REPLACED_S
+        longer: float = min(self._policy.dump_retry_s * 2 ** min(work.dump_rounds, 20), cap_s)
         return longer * random.uniform(0.75, 1.0)
 
 

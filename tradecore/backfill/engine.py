@@ -11,6 +11,8 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from heapq import nlargest
+from itertools import chain
 
 from tradecore import clock
 from tradecore.backfill import plan
@@ -41,7 +43,13 @@ GRACE_S = 0.5
 """A fresh hole is left alone so long: the other line or a late frame may fill it."""
 
 MAX_HOLES = 2000
-"""Holes that are held in memory; the others are found again when these are done."""
+"""Holes that are being filled; the others are found again when these are done."""
+
+MAX_LATER = 20_000
+"""Holes that wait for longer than a look; those that can be filled are looked for past them."""
+
+KEEP_S = 3 * 86_400.0
+"""So much older a hole that was found in time may get: the longest ban, or a dump that is late."""
 
 _MAX_REACHES = 4096
 _REACH_TRIES = 100
@@ -79,11 +87,13 @@ class Backfill:
         self._paused = paused
         self._on_progress = on_progress
         self._filler = Filler(store, client, policy, self.stats, works_of=self._works_of)
+        self.stats.tell_under_way = self._under_way
         self._works: dict[tuple[str, int], Work] = {}
+        self._later: dict[tuple[str, int], Work] = {}  # their turn is after the next look
         self._reaches: dict[str, Reach] = {}
         self._busy: dict[str, Work | Reach] = {}
         self._woken = asyncio.Event()
-        self._next_look_s = 0.0
+        self._looked_s = self._next_look_s = 0.0
         self._newest_us: int | None = None  # time of the newest stored trade
         self._venue_pause = Backoff(policy.lag_base_s, policy.lag_cap_s * 3)
         self._venue_not_before_s = 0.0
@@ -117,8 +127,13 @@ class Backfill:
         """Tell of holes that have just been opened: symbol, first id, last id."""
         if self._policy.max_age_s <= 0:
             return
+        fresh = list(holes)
+        if len(self._works) + len(fresh) > MAX_HOLES:
+            # The newest matter most; the look chooses them.
+            self._next_look_s = min(self._next_look_s, self._looked_s + _LOOK_AGAIN_S)
+            fresh = []
         now_us = clock.wall_ns() // 1000
-        for symbol, first_id, last_id in holes:
+        for symbol, first_id, last_id in fresh:
             self._add(self._work(symbol, first_id, last_id, now_us, None, now_us))
         self._woken.set()
 
@@ -145,15 +160,17 @@ class Backfill:
     @property
     def idle(self) -> bool:
         """Whether it knows of nothing to do."""
-        return not (self._works or self._reaches or self._busy)
+        return not (self._works or self._later or self._reaches or self._busy)
 
     # ---- which hole is next ------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Read the open holes; forget those that are open no longer."""
+        """Choose the newest of the open holes; forget those that are open no longer."""
         began_us = clock.wall_ns() // 1000
+        limit = MAX_HOLES + min(len(self._later), MAX_LATER)
+        self._looked_s = _now_s()
         try:
-            holes = await self._store.open_holes(limit=MAX_HOLES)
+            holes = await self._store.open_holes(limit=limit)
             ends_us = [one.last_us for one in (await self._store.bounds()).values()]
         except TransientStoreError as error:
             self.stats.last_error = str(error)
@@ -161,16 +178,27 @@ class Backfill:
             return
         self._next_look_s = _now_s() + self._policy.look_s * random.uniform(0.9, 1.1)
         self._newest_us = max(ends_us, default=None)
-        oldest_us = self._oldest_us()
-        seen = set()
+        room = MAX_HOLES
+        chosen = {work.key for work in self._busy.values()}
         for hole in holes:
-            if hole.above_us >= oldest_us:
-                seen.add((hole.symbol, hole.first_id))
-                self._add_open(hole)
-        busy = {work.key for work in self._busy.values()}
-        for key, work in list(self._works.items()):
-            if key not in seen | busy and work.since_us < began_us:
-                del self._works[key]
+            key = hole.symbol, hole.first_id
+            if not self._is_wanted(hole.above_us, hole.detected_us):
+                continue
+            work = self._later.get(key)
+            if work is None or work.not_before_s <= self._next_look_s:
+                if not room:
+                    continue
+                room -= 1
+                if work is not None:
+                    self._works[key] = self._later.pop(key)
+            chosen.add(key)
+            self._add_open(hole)
+        is_all = room and len(holes) < limit
+        for works in (self._works, self._later):
+            for key in [k for k, w in works.items() if k not in chosen and w.since_us < began_us]:
+                work = works.pop(key)
+                if is_all and work.filled and self._is_wanted(work.above_us, work.since_us):
+                    self.stats.holes_filled += 1  # by a page for another one
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Begin the steps that are due, the newest first, one a symbol."""
@@ -234,7 +262,9 @@ class Backfill:
                 self._reaches.pop(work.symbol, None)
         else:
             self._settle(work, step)
-        self.stats.under_way = self._under_way()
+            is_late = self._left is None and work.not_before_s > self._next_look_s
+            if is_late and self._works.get(work.key) is work:
+                self._later[work.key] = self._works.pop(work.key)
         self._on_progress(self.stats)
 
     async def _attempt(self, work: Work | Reach) -> Step:
@@ -291,7 +321,7 @@ class Backfill:
     def _settle(self, work: Work, step: Step) -> None:
         """Note what has become of the hole."""
         if step.absent:
-            for other in [one for one in self._works.values() if one.symbol == work.symbol]:
+            for other in self._works_of(work.symbol):
                 left = plan.missing(other.span, step.absent)
                 if left != [other.span]:
                     self._replace(other, left)
@@ -302,12 +332,13 @@ class Backfill:
         elif self._left is not None and self._is_vain(work, step.delay_s):
             self._works.pop(work.key, None)
             self._left.append(work)
-        elif work.above_us < self._oldest_us():
+        elif not self._is_wanted(work.above_us, work.since_us):
             self._works.pop(work.key, None)
 
     def _replace(self, work: Work, pieces: Iterable[Span]) -> None:
         """Put what is left of a hole in its place."""
-        self._works.pop(work.key, None)
+        for works in (self._works, self._later):
+            works.pop(work.key, None)
         for piece in pieces:
             lag, trouble = self._backoffs()
             part = replace(
@@ -344,7 +375,8 @@ class Backfill:
         return Work(symbol, first_id, last_id, above_us, below_us, since_us, *self._backoffs())
 
     def _add_open(self, hole: OpenHole) -> None:
-        known = self._works.get((hole.symbol, hole.first_id))
+        key = hole.symbol, hole.first_id
+        known = self._works.get(key) or self._later.get(key)
         if known is None:
             self._add(
                 self._work(
@@ -361,29 +393,29 @@ class Backfill:
             known.below_us = hole.below_us
 
     def _add(self, work: Work) -> None:
-        if work.key in self._works:
-            return
-        if self._left is None and len(self._works) >= MAX_HOLES:
-            # The newest matter most; the next look finds the others.
-            oldest = min(self._works.values(), key=_age_order)
-            if _age_order(oldest) >= _age_order(work) or oldest.symbol in self._busy:
-                return
-            del self._works[oldest.key]
-        self._works[work.key] = work
+        if work.key not in self._later:
+            self._works.setdefault(work.key, work)
 
     def _works_of(self, symbol: str) -> list[Work]:
-        return [work for work in self._works.values() if work.symbol == symbol]
+        works = chain(self._works.values(), self._later.values())
+        return [work for work in works if work.symbol == symbol]
 
     def _under_way(self) -> tuple[UnderWay, ...]:
         begun = (
             work
-            for work in self._works.values()
+            for work in chain(self._works.values(), self._later.values())
             if work.symbol in self._busy or work.filled or work.requests
         )
         return tuple(
             UnderWay(work.symbol, work.first_id, work.last_id, work.filled, work.why)
-            for work in sorted(begun, key=_age_order, reverse=True)[:20]
+            for work in nlargest(20, begun, key=_age_order)
         )
+
+    def _is_wanted(self, above_us: int, since_us: int) -> bool:
+        """Tell whether a hole with this time above, found then, is young enough to be filled."""
+        oldest_us = self._oldest_us()
+        in_time = since_us - above_us <= self._policy.max_age_s * 1e6
+        return above_us >= oldest_us - (int(KEEP_S * 1e6) if in_time else 0)
 
     def _oldest_us(self) -> int:
         """Return the time from which on trades are fetched.

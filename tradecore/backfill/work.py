@@ -1,6 +1,7 @@
 """What the parts of the back-fill hand to each other: policy, figures, holes, outcomes of steps."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -37,7 +38,7 @@ class FillPolicy:
     trouble_base_s: float = 0.5
     trouble_cap_s: float = 60.0
     dump_retry_s: float = 1800.0
-    """Before a dump that was not there is asked for again; doubled up to six hours."""
+    """Before a dump that was not there is asked for again; doubled up to an hour."""
 
 
 REASONS = (
@@ -76,9 +77,13 @@ class FillStats:
     holes_filled: int = 0
     holes_absent: int = 0
     ids_absent: int = 0
-    under_way: tuple[UnderWay, ...] = ()
-    """Holes that have been asked for, the newest first; twenty at most."""
     last_error: str | None = None
+    tell_under_way: Callable[[], tuple[UnderWay, ...]] = tuple
+
+    @property
+    def under_way(self) -> tuple[UnderWay, ...]:
+        """Holes that have been asked for, the newest first; twenty at most."""
+        return self.tell_under_way()
 
 
 @dataclass(slots=True)
