@@ -15,9 +15,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from scene import hang_up
 
 from tests.daemon import Daemon, daemon
 from tests.fakes import SimulatedExchange, simulated_exchange
+from tests.torture.link import Link
 from tradecore.simulate.proof import prove
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.verify import verify
@@ -330,6 +332,66 @@ async def test_what_cannot_start_says_why_in_a_sentence(
     assert code == 3
     assert "newer" in log
     assert "Traceback" not in log
+
+
+@asynccontextmanager
+async def linked(folder: Path, dsn: str) -> AsyncIterator[Link]:
+    """A way to the database that can be stalled."""
+    link = Link(folder / "link", dsn)
+    await link.open()
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def test_a_database_that_hangs_keeps_nobody_waiting(
+    tmp_path: Path, short_dir: Path, migrated_database: str
+) -> None:
+    """Neither the start of capture nor a change of the symbols; what came is stored later."""
+    settings = tmp_path / "settings"
+    settings.write_text("SUPPORTED_SYMBOLS=BTCUSDT\n")
+    async with (
+        linked(short_dir, migrated_database) as link,
+        simulated_exchange(symbols=SYMBOLS, rate=300) as exchange,
+    ):
+        link.stall()
+        environ = {**venue(exchange), "SETTINGS_FILE": settings, "STREAMS": "trade"}
+        del environ["SUPPORTED_SYMBOLS"]
+        async with daemon(tmp_path, DATABASE_URL=link.dsn, **environ) as one:
+            async with asyncio.timeout(7):  # a database that says nothing is given up after 10 s
+                await one.until(lambda h: h["ring"]["rows"] > 0)
+                assert not (await one.health())["database"]["reachable"]
+                settings.write_text("SUPPORTED_SYMBOLS=BTCUSDT,ETHUSDT\n")
+                hang_up(one)
+                await one.until(lambda h: h["feed"]["streams_live"] == 2)
+            link.flow()
+            await one.until(lambda h: h["ring"]["rows"] == 0 and h["database"]["reachable"])
+            assert await one.terminate() == 0
+            assert "Traceback" not in one.log
+        async with connected(migrated_database) as conn:
+            found = await conn.fetch("SELECT DISTINCT symbol FROM trade_coverage")
+            assert {row["symbol"] for row in found} == {"BTCUSDT", "ETHUSDT"}
+
+
+async def test_a_refusal_that_comes_late_ends_the_start_all_the_same(
+    tmp_path: Path, short_dir: Path, migrated_database: str
+) -> None:
+    async with connected(migrated_database) as conn:
+        await conn.execute(
+            "INSERT INTO schema_migrations (version, name, checksum) VALUES (999, '999_x', 'x')"
+        )
+    async with (
+        linked(short_dir, migrated_database) as link,
+        simulated_exchange(symbols=SYMBOLS, rate=300) as exchange,
+    ):
+        link.stall()
+        async with daemon(tmp_path, DATABASE_URL=link.dsn, **venue(exchange)) as one:
+            await one.until(lambda h: h["ring"]["rows"] > 0)
+            link.flow()
+            assert await one.ended() == 3
+            assert "newer" in one.log.splitlines()[-1]
+            assert "Traceback" not in one.log
 
 
 async def test_a_second_daemon_on_the_same_folder_is_refused(

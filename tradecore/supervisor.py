@@ -17,8 +17,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
+from tradecore import clock, terminal
 from tradecore import log as logs
-from tradecore import terminal
 from tradecore.auditor import Auditor
 from tradecore.backfill.engine import Backfill, FillPolicy
 from tradecore.backpressure import Backpressure
@@ -44,6 +44,9 @@ from tradecore.store.leases import Leases
 from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0
+"""How long the start, and a change of the symbols, waits for the database; then it does without."""
 
 DRAIN_LIMIT_S = 20.0
 """How long a stop waits for the rows in the ring; the rest is stored by the next start."""
@@ -80,7 +83,9 @@ class Supervisor:
             )
             await server.start()
             stack.push_async_callback(server.stop)
-            await self._open_store()
+            self._opening = asyncio.create_task(self._open_store(), name="database")
+            if await self._is_soon_open():
+                self._opening.result()
             await self._capture_until_stopped(server)
         log.info("stopped", extra={"rows_left": self._ring.pending})
         return EXIT_OK
@@ -168,21 +173,29 @@ class Supervisor:
         )
 
     async def _open_store(self) -> None:
-        """Open the database; one that is down is waited for while capture already runs."""
+        """Open the database; raises TradecoreError when trying again cannot help."""
         try:
             await self._store.open()
             self._continuity.seed(await self._store.bounds())
         except TransientStoreError as error:
             log.warning(
-                "database is down; capture starts all the same and rows wait in the ring",
+                "database is down; capture runs all the same and rows wait in the ring",
                 extra={"error": str(error), "capacity_rows": self._ring.capacity},
             )
             self._flusher.stats.failed(error)
         else:
             self._flusher.stats.succeeded()
+        _settle_memory()
+
+    async def _is_soon_open(self) -> bool:
+        """Wait a moment for the database: it may hang, recover, or be migrated by another."""
+        await asyncio.wait({self._opening}, timeout=PATIENCE_S)
+        if not self._opening.done():
+            log.info("database is not open yet; capture starts and rows wait in the ring")
+            self._flusher.stats.away_since_ns = clock.mono_ns()
+        return self._opening.done()
 
     async def _capture_until_stopped(self, server: SideServer) -> None:
-        _settle_memory()
         flush = asyncio.create_task(self._flusher.run(), name="flusher")
         feed = asyncio.create_task(self._feed.run(), name="feed")
         helpers: dict[str, Coroutine[Any, Any, object]] = {
@@ -221,7 +234,7 @@ class Supervisor:
                 await self._hand_over(self._sharing)
             await self._drain(flush, feed)
         finally:
-            await _cancel(flush, feed, *others)
+            await _cancel(flush, feed, *others, self._opening)
 
     async def _hand_over(self, sharing: Sharing) -> None:
         """Let others take our shards while we still capture them; a second signal ends that."""
@@ -252,6 +265,7 @@ class Supervisor:
 
     async def _watch_continuity(self) -> None:
         """Hold the ledger against the venue as soon as it can be read, then go on watching."""
+        await asyncio.shield(self._opening)  # a stop first lets the rows of the ring be stored
         while True:
             try:
                 await self._store.open()
@@ -268,8 +282,7 @@ class Supervisor:
         """Ask the venue what has moved, once the rows of the last run are stored."""
         while self._ring.durable_seq < self._recovered_seq:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.1)
-        with suppress(TransientStoreError):  # else without the symbols that were only in the ring
-            self._continuity.seed(await self._store.bounds())
+        await self._take_marks()  # or else do without the symbols that were only in the ring
         if self._settings.backfill_max_age_s:
             await self._continuity.look_back()
 
@@ -281,7 +294,12 @@ class Supervisor:
 
     async def _on_added(self, symbols: Sequence[str]) -> None:
         """Take the marks of symbols that are captured from now on."""
-        with suppress(TransientStoreError):  # their first trades show the holes all the same
+        taking = asyncio.create_task(self._take_marks())
+        # Without them, their first trades show the holes all the same.
+        await asyncio.wait({taking}, timeout=PATIENCE_S)
+
+    async def _take_marks(self) -> None:
+        with suppress(TransientStoreError):
             self._continuity.seed(await self._store.bounds())
 
     def _on_changed(self, added: Sequence[str]) -> None:
