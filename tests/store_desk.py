@@ -98,11 +98,17 @@ class Database:
 
     async def check_ledger(self) -> None:
         """The ledger and its marks are what the table says; holes lie between the ranges."""
-        assert await self.conn.fetch(
-            "SELECT symbol, trade_id, timestamp FROM trade_times ORDER BY 1, 2"
-        ) == await self.conn.fetch(
-            "SELECT symbol, trade_id, timestamp FROM raw_trades WHERE trade_id % 65536 = 0"
-            " ORDER BY 1, 2"
+        assert not await self.conn.fetch(
+            "SELECT symbol, trade_id, timestamp FROM trade_times"
+            " EXCEPT SELECT symbol, trade_id, timestamp FROM raw_trades"
+        )
+        assert not await self.conn.fetch(
+            "SELECT symbol, trade_id FROM raw_trades WHERE trade_id % 65536 = 0"
+            " EXCEPT SELECT symbol, trade_id FROM trade_times"
+        )
+        assert not await self.conn.fetch(
+            "SELECT symbol, date_trunc('hour', timestamp) FROM raw_trades"
+            " EXCEPT SELECT symbol, date_trunc('hour', timestamp) FROM trade_times"
         )
         assert await self.conn.fetch(
             "SELECT symbol, first_id, last_id, first_time, last_time FROM trade_coverage"

@@ -68,7 +68,7 @@ async def test_a_partition_that_was_dropped_comes_back(db: Database) -> None:
         "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'raw_trades'::regclass"
     ):
         await db.conn.execute(f"DROP TABLE {name}")
-    await db.conn.execute("TRUNCATE trade_coverage")
+    await db.conn.execute("TRUNCATE trade_coverage, trade_times")
     with pytest.raises(TransientStoreError) as caught:
         await db.sink.write_trades(batch((0, 6, 9)))
     assert (caught.value.reason, caught.value.fatal_looking) == ("23514", False)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from store_desk import NAMES, NOW_US, Database, trade, trades
 
+from tradecore.errors import TransientStoreError
 from tradecore.schema import FLAG_VOID
+from tradecore.store import times
 from tradecore.store.times import MARK_EVERY, time_window
 
 STEP_US = 1000
@@ -34,6 +36,7 @@ async def test_marks_come_with_their_rows(db: Database) -> None:
     assert await marks(db) == [
         (NAMES[0], 0),
         (NAMES[0], MARK_EVERY),
+        (NAMES[1], 5),
         (NAMES[2], 2 * MARK_EVERY),
     ]
     # Offered again with other times, as a duplicate and as a void row: the mark stays.
@@ -52,8 +55,60 @@ async def test_marks_of_a_careful_batch(db: Database) -> None:
     rows = ascending(0, (MARK_EVERY - 2, MARK_EVERY + 1), (3 * MARK_EVERY, 3 * MARK_EVERY))
     rows["quantity_e8"][2] = 13 * 10**8
     assert (await db.sink.write_trades(rows))[:3] == (4, 0, 1)
-    assert await marks(db) == [(NAMES[0], 3 * MARK_EVERY)]
+    assert await marks(db) == [(NAMES[0], MARK_EVERY - 2), (NAMES[0], 3 * MARK_EVERY)]
     await db.check_ledger()
+
+
+HOUR_US = 3_600_000_000
+
+
+def hourly(symbol_id: int, *trades_of: tuple[int, int]) -> np.ndarray:
+    """Trades of (id, hour), a second apart."""
+    rows = trades(*(trade(symbol_id, trade_id) for trade_id, _ in trades_of))
+    begin_us = NOW_US // HOUR_US * HOUR_US
+    rows["trade_us"] = [begin_us + hour * HOUR_US + n * 10**6 for n, hour in trades_of]
+    return rows
+
+
+async def test_the_first_trade_of_an_hour_leaves_a_mark(db: Database) -> None:
+    btc, eth = NAMES[:2]
+    await db.sink.write_trades(hourly(0, (100, 0), (101, 0), (102, 1), (103, 1)))
+    assert await marks(db) == [(btc, 100), (btc, 102)]
+    both = np.concatenate([hourly(1, (7, 1), (8, 3)), hourly(0, (104, 1), (105, 2), (106, 2))])
+    await db.sink.write_trades(both)
+    assert await marks(db) == [(btc, 100), (btc, 102), (btc, 105), (eth, 7), (eth, 8)]
+    # History from above, page by page, and the feed between the pages.
+    await db.sink.write_trades(hourly(0, (90, -3), (91, -2), (92, -2)), filled_by="rest")
+    await db.sink.write_trades(hourly(0, (107, 2), (108, 2)))
+    await db.sink.write_trades(hourly(0, (88, -3), (89, -3)), filled_by="rest")
+    assert [m for m in await marks(db) if m[0] == btc] == [
+        *((btc, 90), (btc, 91)),
+        *((btc, 100), (btc, 102), (btc, 105)),
+    ]
+    await db.check_ledger()
+    assert await time_window(db.conn, btc, 104) == tuple(
+        hourly(0, (102, 1), (105, 2))["trade_us"].tolist()
+    )
+
+
+async def test_a_mark_that_was_not_committed_is_made_again(db: Database) -> None:
+    await db.conn.execute("ALTER TABLE trade_gaps ADD CONSTRAINT none CHECK (first_id < 0)")
+    await db.sink.write_trades(hourly(0, (100, 0)))
+    with pytest.raises(TransientStoreError):
+        await db.sink.write_trades(hourly(0, (102, 1)))
+    assert await marks(db) == [(NAMES[0], 100)]
+    await db.sink.write_trades(hourly(0, (101, 1)))
+    assert await marks(db) == [(NAMES[0], 100), (NAMES[0], 101)]
+
+
+async def test_a_batch_without_a_new_hour_asks_for_no_mark(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await db.sink.write_trades(hourly(0, (100, 0), (101, 0)))
+    monkeypatch.setattr(times, "_ADD_MARKS", "SELECT no such thing")
+    await db.sink.write_trades(hourly(0, (102, 0), (103, 0)))
+    with pytest.raises(TransientStoreError):
+        await db.sink.write_trades(hourly(0, (104, 1)))
 
 
 @pytest.fixture

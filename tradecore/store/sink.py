@@ -47,7 +47,7 @@ from tradecore.store.failure import Kind, as_transient, classify
 from tradecore.store.ledger import HoleId
 from tradecore.store.partitions import Partitions
 from tradecore.store.refused import Refusal, park, store_in_parts
-from tradecore.store.times import write_marks
+from tradecore.store.times import Hours, write_marks
 from tradecore.store.transaction import copy_slices, transaction
 from tradecore.store.unreported import Unreported
 
@@ -129,6 +129,7 @@ class Sink:
         self._partitions = partitions
         self._limit_s = limit_s
         self._unreported = Unreported()
+        self._hours = Hours()
         self._lockable: set[str] = set()  # symbols that have their row in trade_symbols
 
     # ---- trades ------------------------------------------------------------------------------
@@ -165,6 +166,7 @@ class Sink:
             result = await _write_or_split(rows, write)
         except BaseException:
             self._unreported.note(call.stored, call.opened)
+            self._hours.forget()
             raise
         earlier = [hole for hole in self._unreported.take(call.offered) if hole not in call.opened]
         return result._replace(opened=(*earlier, *result.opened))
@@ -196,7 +198,7 @@ class Sink:
             await self._copy_trades(conn, rows, keep, call.symbols, expected)
         if refusals:
             await park(conn, sql.TRADES, rows, names_of(rows, refusals, call.symbols), refusals)
-        await write_marks(conn, names, pieces, rows, keep)
+        await write_marks(conn, names, pieces, rows, keep, self._hours)
         causes = HoleCauses(rows, keep, len(call.symbols), refusals, call.hole_cause)
         origin = coverage.Origin(call.filled_by, causes)
         opened = await coverage.write(conn, names, pieces, stored_before, origin)

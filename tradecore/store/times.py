@@ -1,8 +1,9 @@
-"""Turns a trade id into a time: marks beside the ledger, one for every 65,536th id."""
+"""Turns a trade id into a time: marks beside the ledger, by ids and by hours of trade time."""
 
 from collections.abc import Mapping, Sequence
 
 import asyncpg
+import numpy as np
 
 from tradecore.store.batch import Keep, Rows, live_rows
 from tradecore.store.ledger import Range
@@ -10,6 +11,8 @@ from tradecore.store.statements import TRADES
 
 MARK_EVERY = 65_536
 """An id that is a multiple of this leaves a mark when it is stored."""
+
+_HOUR_US = 3_600_000_000
 
 _ADD_MARKS = """
 INSERT INTO trade_times (symbol, trade_id, timestamp)
@@ -37,28 +40,77 @@ WHERE c.last_id >= $2
 """
 
 
+class Hours:
+    """The hours of trade time that have a mark, as far as is remembered: two of each symbol.
+
+    One is where the feed is, the other where history is being filled in. An hour that is forgotten
+    gets another mark, which does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def has(self, symbol: str, piece: Range) -> bool:
+        """Tell whether all of the piece is in one hour that has a mark."""
+        hour = piece.first_us // _HOUR_US
+        return hour == piece.last_us // _HOUR_US and hour in self._last.get(symbol, ())
+
+    def add(self, symbol: str, hour: int) -> bool:
+        """Note a mark; return whether it is needed."""
+        known = self._last.get(symbol, (-1, -1))
+        if hour in known:
+            return False
+        newest = known[0]
+        self._last[symbol] = (hour, newest) if hour > newest else (newest, hour)
+        return True
+
+    def forget(self) -> None:
+        """Start anew: marks may have been noted that were not committed."""
+        self._last.clear()
+
+
 async def write_marks(
     conn: asyncpg.Connection,
     names: Mapping[int, str],
     pieces: Mapping[int, Sequence[Range]],
     rows: Rows,
     keep: Keep,
+    hours: Hours,
 ) -> None:
-    """Enter the marks of the rows to keep, which form `pieces`; mostly there are none."""
-    if not any(_has_mark(piece) for ranges in pieces.values() for piece in ranges):
+    """Enter the marks of the rows to keep, which form `pieces`; mostly there are none.
+
+    Every id that is a multiple of MARK_EVERY leaves one, and of each symbol the first row of an
+    hour that is not in `hours`. Call `hours.forget()` when the transaction fails.
+    """
+    fresh: list[int] = []
+    by_id = False
+    for symbol_id, ranges in pieces.items():
+        name = names[symbol_id]
+        for piece in ranges:
+            by_id = by_id or piece.last_id // MARK_EVERY * MARK_EVERY >= piece.first_id
+            if not hours.has(name, piece):
+                fresh.append(symbol_id)
+                break
+    if not (by_id or fresh):
         return
-    marked = (rows["trade_id"] % MARK_EVERY == 0) & (keep != 0) & live_rows(rows, TRADES)
+    live = (keep != 0) & live_rows(rows, TRADES)
+    marked = (rows["trade_id"] % MARK_EVERY == 0) & live
+    if fresh:
+        those = np.flatnonzero(np.isin(rows["symbol_id"], fresh) & live)
+        owners, when = rows["symbol_id"][those].astype(np.int64), rows["trade_us"][those]
+        keys, firsts = np.unique((owners << 32) + when // _HOUR_US, return_index=True)
+        # The oldest last: history is filled in from above, so that its next page meets that hour.
+        for key, first in zip(keys[::-1].tolist(), firsts[::-1].tolist(), strict=True):
+            if hours.add(names[key >> 32], key & 0xFFFFFFFF):
+                marked[those[first]] = True
     found = rows[marked]
-    await conn.execute(
-        _ADD_MARKS,
-        [names[symbol_id] for symbol_id in found["symbol_id"].tolist()],
-        found["trade_id"].tolist(),
-        found["trade_us"].tolist(),
-    )
-
-
-def _has_mark(piece: Range) -> bool:
-    return piece.last_id // MARK_EVERY * MARK_EVERY >= piece.first_id
+    if len(found):
+        await conn.execute(
+            _ADD_MARKS,
+            [names[symbol_id] for symbol_id in found["symbol_id"].tolist()],
+            found["trade_id"].tolist(),
+            found["trade_us"].tolist(),
+        )
 
 
 async def time_window(
