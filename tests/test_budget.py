@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tradecore import clock
-from tradecore.rest import block, budget
+from tradecore import block, clock
+from tradecore.rest import budget
 from tradecore.rest.budget import Budget, RestError, Ticket
 
 S = 10**9

@@ -192,7 +192,7 @@ async def test_the_end_of_a_ban_is_read_from_the_body_too_or_assumed() -> None:
 async def test_a_429_is_waited_out_within_the_callers_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budgets, "_MARGIN_S", 0.1)
+    monkeypatch.setattr(budgets, "MARGIN_S", 0.1)
     limited = (429, {"Retry-After": "1"}, b"{}")
     async with odd_server(limited, b"{}") as odd, client_of(odd.url) as client:
         error = await failure(client.get(TIME, wait_s=0.5))

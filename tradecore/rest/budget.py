@@ -14,16 +14,25 @@ import re
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tradecore import clock
+from tradecore.block import (
+    LONGEST_S,
+    MARGIN_S,
+    Block,
+    BlockFile,
+    Kind,
+    Memory,
+    answered_s,
+    mono_s,
+    retry_after_s,
+    sentence,
+)
 from tradecore.errors import VenueError
-from tradecore.rest.block import LONGEST_S, Block, BlockFile, Kind, Memory, mono_s
 
 STATE_NAME = "rest_budget.json"
 LIMIT_WEIGHT = 6000
@@ -32,11 +41,6 @@ SHARE = 0.9
 
 _WINDOW_S = 60.0
 _LIMITED_S = 60.0
-_FIREWALL_S = 300.0
-_COUNTRY_S = 60.0
-_FIRST_BAN_S = 120.0
-_MARGIN_S = 1.0
-"""Retry-After is in whole seconds: a venue that rounds it down must not see us too early."""
 _LOWEST_CEILING = 0.1
 _RECOVERY = 1.05
 _POLL_S = 0.5
@@ -265,15 +269,11 @@ class Budget:
     # -- what the venue says ----------------------------------------------------------------------
 
     def _refused(self, status: int, told_s: float) -> None:
-        kind: Kind = "refused"
+        kind, length_s = sentence(status, told_s, self._strikes)
         if status == 418:
-            kind, length_s = "banned", told_s or _FIRST_BAN_S * 2**self._strikes
             self._strikes = min(self._strikes + 1, 20)
         elif status == 429:
-            kind, length_s = "limited", told_s or _LIMITED_S
             self._learn(self._venue_weight() or self._own_weight())
-        else:
-            length_s = told_s or (_FIREWALL_S if status == 403 else _COUNTRY_S)
         self.refusals[status] += 1
         self._silence(length_s, kind)
         _log.warning(
@@ -283,7 +283,7 @@ class Budget:
 
     def _silence(self, length_s: float, kind: Kind) -> None:
         """Ask nobody for so long, or longer where that is known already; put it on the disk."""
-        length_s = min(length_s + _MARGIN_S, LONGEST_S)
+        length_s = min(length_s + MARGIN_S, LONGEST_S)
         block = Block(mono_s() + length_s, length_s, kind)
         self._block = max(self._block or block, block)
         self._keep(durable=True)
@@ -339,31 +339,6 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,9}", text.strip()) else None
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float:
-    """Return the seconds that Retry-After tells, LONGEST_S at most; 0.0 when it tells none.
-
-    A number or an HTTP date, which is held against the clock of whoever wrote it.
-    """
-    text = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
-        return min(float(text), LONGEST_S)
-    until_s = _http_date_s(text)
-    return min(max(until_s - _answered_s(headers), 0.0), LONGEST_S) if until_s else 0.0
-
-
-def _answered_s(headers: Mapping[str, str]) -> float:
-    """Return when an answer was given, in seconds since 1970: by its Date, else our clock."""
-    return _http_date_s(headers.get("Date", "")) or clock.wall_ns() / 1e9
-
-
-def _http_date_s(text: str) -> float:
-    """Read "Tue, 24 Nov 2026 03:41:26 GMT" as seconds since 1970; 0.0 when it is anything else."""
-    try:
-        return parsedate_to_datetime(text).replace(tzinfo=UTC).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
 def _minute_left_s(date: str | None) -> float:
     """Return the seconds until the venue's clock minute turns, a second too many at most.
 
@@ -371,7 +346,7 @@ def _minute_left_s(date: str | None) -> float:
     """
     if date and re.fullmatch(r".*:[0-5][0-9] GMT", date):
         return 60.0 - int(date[-6:-4])
-    return 60.0 - clock.wall_ns() / 1e9 % 60 + _MARGIN_S
+    return 60.0 - clock.wall_ns() / 1e9 % 60 + MARGIN_S
 
 
 def _told_s(headers: Mapping[str, str], body: bytes) -> float:
@@ -382,4 +357,4 @@ def _told_s(headers: Mapping[str, str], body: bytes) -> float:
     until_ms = int(found[1])
     if until_ms > 10**14:  # microseconds
         until_ms //= 1000
-    return max(until_ms / 1e3 - _answered_s(headers), 0.0)
+    return max(until_ms / 1e3 - answered_s(headers), 0.0)

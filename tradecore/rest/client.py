@@ -12,8 +12,9 @@ import orjson
 
 from tradecore import clock
 from tradecore.backoff import Backoff
+from tradecore.block import retry_after_s
 from tradecore.errors import UsageError
-from tradecore.rest.budget import Budget, RestError, retry_after_s
+from tradecore.rest.budget import Budget, RestError
 from tradecore.tls import tls_of
 from tradecore.values import is_loopback
 

@@ -10,9 +10,12 @@ the longest ban that the venue gives (binance.md §4), so a clock that is wrong 
 import fcntl
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -24,6 +27,12 @@ Kind = Literal["banned", "limited", "refused"]
 """418; 429 or no weight left; anything else that more requests would make worse (403, 451)."""
 
 LONGEST_S = 3 * 86_400.0
+MARGIN_S = 1.0
+"""Retry-After is in whole seconds: a venue that rounds it down must not see us too early."""
+_LIMITED_S = 60.0
+_FIREWALL_S = 300.0
+_COUNTRY_S = 60.0
+_FIRST_BAN_S = 120.0
 _DAMAGED_S = 120.0
 """How long nobody asks when the file cannot be understood: it may have held a ban."""
 _LOCK_TRIES = 50
@@ -235,3 +244,40 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"unknown {os.getpid()}"
+
+
+def sentence(status: int, told_s: float, strikes: int) -> tuple[Kind, float]:
+    """Return what a 418, 429, 403 or 451 means, and for how many seconds nobody asks.
+
+    `told_s`: what the venue said itself, 0 = nothing. `strikes`: how many bans were before.
+    """
+    if status == 418:
+        return "banned", told_s or _FIRST_BAN_S * 2**strikes
+    if status == 429:
+        return "limited", told_s or _LIMITED_S
+    return "refused", told_s or (_FIREWALL_S if status == 403 else _COUNTRY_S)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Return the seconds that Retry-After tells, LONGEST_S at most; 0.0 when it tells none.
+
+    A number or an HTTP date, which is held against the clock of whoever wrote it.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+        return min(float(text), LONGEST_S)
+    until_s = _http_date_s(text)
+    return min(max(until_s - answered_s(headers), 0.0), LONGEST_S) if until_s else 0.0
+
+
+def answered_s(headers: Mapping[str, str]) -> float:
+    """Return when an answer was given, in seconds since 1970: by its Date, else our clock."""
+    return _http_date_s(headers.get("Date", "")) or clock.wall_ns() / 1e9
+
+
+def _http_date_s(text: str) -> float:
+    """Read "Tue, 24 Nov 2026 03:41:26 GMT" as seconds since 1970; 0.0 when it is anything else."""
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=UTC).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
