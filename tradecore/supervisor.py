@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 1.0
 """How long the start, and a change of the symbols, waits for the database; then it does without."""
 
+_NEW_PATIENCE_S = 20.0
+
 DRAIN_LIMIT_S = 20.0
 """How long a stop waits for the rows in the ring; the rest is stored by the next start."""
 
@@ -189,7 +191,9 @@ class Supervisor:
 
     async def _is_soon_open(self) -> bool:
         """Wait a moment for the database: it may hang, recover, or be migrated by another."""
-        await asyncio.wait({self._opening}, timeout=PATIENCE_S)
+        # Making a new one takes seconds in which nobody misses anything; "capturing" comes last then.
+        limit_s = _NEW_PATIENCE_S if self._store.is_new else PATIENCE_S
+        await asyncio.wait({self._opening}, timeout=limit_s)
         if not self._opening.done():
             log.info("database is not open yet; capture starts and rows wait in the ring")
             self._flusher.stats.away_since_ns = clock.mono_ns()

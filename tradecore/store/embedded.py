@@ -103,6 +103,11 @@ class EmbeddedPostgres:
         """Whether the server's process lives."""
         return self._alive()
 
+    @property
+    def made(self) -> bool:
+        """Whether there is a cluster; the first start makes it."""
+        return self._cluster.exists()
+
     async def start(self) -> str:
         """Start the server, or find it running; return its DSN once it answers.
 

@@ -67,6 +67,11 @@ class Store:
         return self._embedded is not None
 
     @property
+    def is_new(self) -> bool:
+        """Whether the database is our own and has still to be made."""
+        return self._embedded is not None and not self._embedded.made
+
+    @property
     def name(self) -> str:
         """The DSN without its password."""
         return str(self._dsn) if self._dsn else "embedded PostgreSQL"
@@ -186,6 +191,14 @@ class Store:
     ) -> dict[int, tuple[int, int]]:
         """Return by its first id the times around each hole (first id, last id) of a symbol."""
         return await self._read(lambda conn: holes.hole_times(conn, symbol, spans))
+
+    async def is_counted(self, symbol: str, first_id: int, last_id: int) -> bool:
+        """Tell whether a stored kline proves that the venue had some of the ids of a hole."""
+        return await self._read(lambda conn: holes.is_counted(conn, symbol, first_id, last_id))
+
+    async def trades_between(self, symbol: str, from_us: int, to_us: int) -> int:
+        """Count the stored trades of `from_us` <= time < `to_us`."""
+        return await self._read(lambda conn: holes.trades_between(conn, symbol, from_us, to_us))
 
     async def hole_summary(self) -> holes.HoleSummary:
         """Count the open holes of all symbols."""
