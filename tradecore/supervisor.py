@@ -191,7 +191,7 @@ class Supervisor:
 
     async def _is_soon_open(self) -> bool:
         """Wait a moment for the database: it may hang, recover, or be migrated by another."""
-        # Making a new one takes seconds in which nobody misses anything; "capturing" comes last then.
+        # Nobody misses anything while a new one is made, and "capturing" tells where to look.
         limit_s = _NEW_PATIENCE_S if self._store.is_new else PATIENCE_S
         await asyncio.wait({self._opening}, timeout=limit_s)
         if not self._opening.done():
