@@ -26,6 +26,7 @@ from store_desk import NAMES, Database, at
 
 from tradecore.errors import TransientStoreError
 from tradecore.schema import FLAG_CLOSED, KLINE_DECIMALS, KLINE_DTYPE
+from tradecore.store import audit as audit_module
 from tradecore.store import audit_sql
 from tradecore.store.audit import audit, put_klines
 from tradecore.store.pool import open_pool
@@ -601,6 +602,20 @@ async def test_work_is_bounded_and_goes_on(db: Database) -> None:
     assert report.proven_us == {BTC: us_of(20), ETH: us_of(20)}
     assert len(seen) >= 4
     assert (await desk.audit(limit_s=-1.0)).checked == 0
+
+
+async def test_many_symbols_are_read_in_small_parts(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_module, "_TO_DO_ROWS", 14)
+    desk = Desk(db, 20)
+    items = market(20)
+    await desk.store(items)
+    await desk.tell(candles(items, 20))
+    reports = [await desk.audit() for _ in range(3)]
+    assert [report.checked for report in reports] == [14, 14, 12]
+    assert [report.more for report in reports] == [True, True, False]
+    assert reports[-1].unproven == 0
 
 
 async def test_what_was_left_behind_is_not_starved(db: Database) -> None:

@@ -14,11 +14,11 @@ symbol whose row is locked is the other's. A minute that is proven leaves no row
 import asyncio
 import logging
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 
@@ -30,7 +30,16 @@ from tradecore.store.failure import as_transient
 from tradecore.store.klines import put_klines
 from tradecore.store.ledger import Span
 from tradecore.store.transaction import transaction
-from tradecore.store.verdict import Kline, Known, Minute, Verdict, compare, explain
+from tradecore.store.verdict import (
+    AuditReport,
+    Kline,
+    Known,
+    Minute,
+    Mismatch,
+    Verdict,
+    compare,
+    explain,
+)
 
 __all__ = ["AuditReport", "Mismatch", "audit", "put_klines"]
 
@@ -45,6 +54,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROUND_LIMIT_S = 55.0
 _RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0
 _BREATH_ROWS = 200
+_TO_DO_ROWS, _MIN_MINUTES = 20_000, 5  # of one call: in all, and of each symbol at least
 _MAX_RANGES = 200  # of missing klines in one report
 
 _TROUBLE = (
@@ -57,45 +67,6 @@ _TROUBLE = (
 )
 
 log = logging.getLogger(__name__)
-
-
-class Mismatch(NamedTuple):
-    """A minute of stored trades that is not what the venue says."""
-
-    symbol: str
-    open_us: int
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What one call found, and what is known in all. Times in microseconds since 1970."""
-
-    checked: int
-    """Minutes of symbols that this call looked at: matched, waiting, mismatching, or begun before
-    the capture."""
-    matched: int
-    waiting: int
-    """Of those checked: trades are missing, and it is known that they are."""
-    mismatches: tuple[Mismatch, ...]
-    """Those that were not known before: each is told once."""
-    reopened: tuple[Mismatch, ...]
-    """Minutes whose trades were held absent in part: those are open holes again."""
-    tails: tuple[tuple[str, int], ...]
-    """(symbol, id): the venue has trades up to this id, and no hole of the ledger says so."""
-    proven_us: dict[str, int]
-    """Every minute up to here is proven, since the proof of the symbol began."""
-    unproven: int
-    """Minutes that are not proven, of all that were ever looked at or passed over."""
-    mismatching: int
-    klines_missing: tuple[tuple[str, int, int], ...]
-    """(symbol, first open time, last open time) of minutes without one, the newest first; some
-    of each symbol. Minutes inside an open hole are left out."""
-    late: int
-    """Symbols that are not looked at up to the present, give or take two minutes."""
-    more: bool
-    """There is more to do at once: the call ended at its limits."""
 
 
 @dataclass(slots=True)
@@ -131,7 +102,7 @@ async def audit(
     tally = _Tally()
     try:
         async with asyncio.timeout(_ROUND_LIMIT_S):
-            rounds = await _find_work(pool, names, end_us, max_minutes)
+            rounds, more = await _find_work(pool, names, end_us, max_minutes)
         done = 0
         for open_us, fresh, again in rounds:
             if clock.mono_ns() - begun_ns > limit_s * 1e9:
@@ -139,7 +110,7 @@ async def audit(
             async with asyncio.timeout(_ROUND_LIMIT_S):
                 await _audit_minute(pool, open_us, fresh, again, tally)
             done += 1
-        more = done < len(rounds) or len(rounds) >= max_minutes
+        more = more or done < len(rounds)
         async with asyncio.timeout(_ROUND_LIMIT_S):
             await _pass_over(pool, names, _at(end_us))
             return await _report(pool, names, _at(end_us) - _PATIENCE, tally, more)
@@ -149,15 +120,22 @@ async def audit(
 
 async def _find_work(
     pool: asyncpg.Pool, names: list[str], end_us: int, max_minutes: int
-) -> list[tuple[int, set[str], set[str]]]:
-    """Return minutes to look at: (open time, symbols that come to it, symbols to look at again)."""
+) -> tuple[list[tuple[int, set[str], set[str]]], bool]:
+    """Return minutes to look at: (open time, symbols that come to it, symbols to look at again).
+
+    The second value tells whether there are more of them.
+    """
     fresh: dict[int, set[str]] = defaultdict(set)
     again: dict[int, set[str]] = defaultdict(set)
     async with transaction(pool, _ROUND_LIMIT_S) as conn:
         await conn.execute(sql.ADD_SYMBOLS, names)
         end = _at(end_us)
-        for symbol, open_time in await conn.fetch(sql.TO_DO, names, end, max_minutes):
+        limit = min(max_minutes, max(_TO_DO_ROWS // max(len(names), 1), _MIN_MINUTES))
+        found = Counter[str]()
+        async for symbol, open_time in _rows(conn, sql.TO_DO, names, end, limit):
             fresh[_us(open_time)].add(symbol)
+            found[symbol] += 1
+        more = max(found.values(), default=0) >= limit
         for query in (sql.DUE, sql.LATE_KLINES):
             for symbol, open_time in await conn.fetch(query, names, end, max_minutes * 20):
                 again[_us(open_time)].add(symbol)
@@ -168,7 +146,8 @@ async def _find_work(
         if len(chosen) >= max_minutes:
             break
         chosen.add(open_us)
-    return [(open_us, fresh[open_us], again[open_us]) for open_us in sorted(chosen)]
+    rounds = [(open_us, fresh[open_us], again[open_us]) for open_us in sorted(chosen)]
+    return rounds, more or len(rounds) >= max_minutes
 
 
 async def _audit_minute(

@@ -5,6 +5,7 @@ order, and sums. The venue rounds each price x quantity to 1e-8 by a rule that i
 sums of quotes may be off by `n` such units; everything else is exact. A kline from REST has no ids.
 """
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -97,6 +98,45 @@ class Verdict(NamedTuple):
     """Ids up to this one are missing, and no hole of the ledger says so."""
     reopen: bool = False
     """Ids of the kline are held absent, and it proves that they exist."""
+
+
+class Mismatch(NamedTuple):
+    """A minute of stored trades that is not what the venue says."""
+
+    symbol: str
+    open_us: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What one call found, and what is known in all. Times in microseconds since 1970."""
+
+    checked: int
+    """Minutes of symbols that this call looked at: matched, waiting, mismatching, or begun before
+    the capture."""
+    matched: int
+    waiting: int
+    """Of those checked: trades are missing, and it is known that they are."""
+    mismatches: tuple[Mismatch, ...]
+    """Those that were not known before: each is told once."""
+    reopened: tuple[Mismatch, ...]
+    """Minutes whose trades were held absent in part: those are open holes again."""
+    tails: tuple[tuple[str, int], ...]
+    """(symbol, id): the venue has trades up to this id, and no hole of the ledger says so."""
+    proven_us: dict[str, int]
+    """Every minute up to here is proven, since the proof of the symbol began."""
+    unproven: int
+    """Minutes that are not proven, of all that were ever looked at or passed over."""
+    mismatching: int
+    klines_missing: tuple[tuple[str, int, int], ...]
+    """(symbol, first open time, last open time) of minutes without one, the newest first; some
+    of each symbol. Minutes inside an open hole are left out."""
+    late: int
+    """Symbols that are not looked at up to the present, give or take two minutes."""
+    more: bool
+    """There is more to do at once: the call ended at its limits."""
 
 
 def compare(kline: Kline, minute: Minute) -> Verdict | None:
