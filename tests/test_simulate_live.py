@@ -226,6 +226,34 @@ async def test_refusals_and_slow_handshakes() -> None:
         assert (state["connects"], state["refused"]) == (3, 2)
 
 
+async def test_bans_of_upgrades_and_who_does_not_heed_them() -> None:
+    async def refusal(exchange: SimulatedExchange) -> tuple[int, str | None]:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with client(exchange):
+                pass
+        assert caught.value.headers is not None
+        return caught.value.status, caught.value.headers.get("Retry-After")
+
+    async with simulated_exchange(**MARKET) as exchange:
+        await exchange.fault("ban", seconds=2)
+        begun = time.monotonic()
+        assert await refusal(exchange) == (418, "2")
+        assert await refusal(exchange) == (418, "2")
+        assert (await exchange.state())["upgrades_while_banned"] == 0, "at the same moment"
+        await asyncio.sleep(0.7)
+        await refusal(exchange)
+        assert (await exchange.state())["upgrades_while_banned"] == 1
+        await asyncio.sleep(begun + 2.1 - time.monotonic())
+        async with client(exchange) as one:
+            await one.more(1)
+        await exchange.fault("ban", status=429, seconds=30, retry_after=0)
+        assert await refusal(exchange) == (429, None)
+        await exchange.fault("ban", seconds=0)
+        async with client(exchange) as one:
+            await one.more(1)
+        assert (await exchange.state())["upgrades_while_banned"] == 1
+
+
 async def ask(exchange: SimulatedExchange, path: str = PATH) -> tuple[int, str, dict[str, str]]:
     async with (
         aiohttp.ClientSession() as session,

@@ -102,6 +102,7 @@ class Exchange:
                 "connections": len(self.hub.connections),
                 "connects": self.streams.connects,
                 "refused": self.streams.refused,
+                "upgrades_while_banned": self.streams.ban.early,
                 "reconnect_s": [round(seconds, 4) for seconds in self.hub.reconnect_s],
                 "rest": dict(self.gate.requests),
                 "rest_while_banned": self.gate.limit.early[418],

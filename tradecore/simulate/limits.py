@@ -1,4 +1,4 @@
-"""REST request weights: 6,000 a minute, then 429, then a ban with 418."""
+"""REST request weights: 6,000 a minute, then 429, then a ban with 418; bans of upgrades."""
 
 from dataclasses import dataclass, field
 from math import ceil
@@ -7,6 +7,36 @@ from tradecore import clock
 
 _PATIENCE = 3
 """So many 429s inside one minute may be ignored before the ban."""
+
+_SAME_MOMENT_S = 0.5
+"""Upgrades that were asked for so soon after the first refusal may not have known of it."""
+
+
+@dataclass
+class UpgradeBan:
+    """Refuses upgrades with `status` until a moment; says until when, or does not."""
+
+    status: int = 0
+    tells: bool = True
+    early: int = 0
+    """Attempts during a ban that had been answered before: a good client makes none."""
+    _until_s: float = 0.0
+    _refused_s: float | None = None
+
+    def begin(self, status: int, seconds: float, *, tells: bool) -> None:
+        """Refuse all upgrades for so long."""
+        self.status, self.tells = status, tells
+        self._until_s, self._refused_s = clock.mono_ns() / 1e9 + seconds, None
+
+    def refuse(self) -> dict[str, str] | None:
+        """Return the headers of a refusal, None when there is no ban."""
+        now_s = clock.mono_ns() / 1e9
+        if now_s >= self._until_s:
+            return None
+        if self._refused_s is None:
+            self._refused_s = now_s
+        self.early += now_s - self._refused_s > _SAME_MOMENT_S
+        return {"Retry-After": str(ceil(self._until_s - now_s))} if self.tells else {}
 
 
 @dataclass(frozen=True)

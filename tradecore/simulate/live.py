@@ -68,6 +68,7 @@ class FaultDesk:
             "close": (self._close, "close frame with code (1001)"),
             "shutdown": (self._shutdown, "serverShutdown, cut after seconds (10)"),
             "refuse": (self._refuse, "the next n connects get 503; 0 ends it"),
+            "ban": (self._ban, "upgrades get status (418) for seconds (10); retry_after 1|0"),
             "slow_handshake": (self._slow_handshake, "the next n upgrades take seconds (5)"),
             "mute": (self._born, "the next n connections get answers and no data; 0 ends it"),
             "tradeless": (self._born, "the next n connections get all but trades; 0 ends it"),
@@ -143,6 +144,13 @@ class FaultDesk:
 
     def _refuse(self, order: Order) -> None:
         self._streams.to_refuse = order.count()
+
+    def _ban(self, order: Order) -> None:
+        status = int(order.number("status", 418, 599))
+        if status < 400:
+            raise Refused("status must be between 400 and 599")
+        tells = order.number("retry_after", 1, 1) > 0
+        self._streams.ban.begin(status, order.number("seconds", 10.0), tells=tells)
 
     def _slow_handshake(self, order: Order) -> None:
         self._streams.delay_s = order.number("seconds", 5.0)

@@ -17,6 +17,7 @@ from tradecore.simulate.control import MAX_STREAMS, TooManyStreams, answer, is_s
 from tradecore.simulate.edits import Edits
 from tradecore.simulate.frames import PING, PONG, frame, stamp, wrap
 from tradecore.simulate.hub import Hub
+from tradecore.simulate.limits import UpgradeBan
 from tradecore.simulate.options import Options
 
 log = logging.getLogger(__name__)
@@ -227,6 +228,7 @@ class StreamServer:
         self._options = options
         self.to_refuse = options.refuse_connects
         """So many of the next connections are refused."""
+        self.ban = UpgradeBan()
         self.to_delay = 0
         """So many of the next handshakes take `delay_s` seconds."""
         self.delay_s = 0.0
@@ -295,6 +297,9 @@ class StreamServer:
             self.to_refuse -= 1
             self._hub.counts["refused connect"] += 1
             return web.Response(status=503, text="Service Unavailable")
+        if (headers := self.ban.refuse()) is not None:
+            self._hub.counts[f"refused connect {self.ban.status}"] += 1
+            return web.Response(status=self.ban.status, headers=headers)
         if len(self._connects) > self._options.connect_limit:
             self._hub.counts["refused connect over limit"] += 1
             return web.Response(status=429, headers={"Retry-After": "300"})
