@@ -1,5 +1,6 @@
 """Holes filled from a simulated exchange into a real database, held against the market."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from fill_desk import desk, rows_of, running, today_us, until
 
 from tradecore import clock
+from tradecore.backfill.engine import Backfill
+from tradecore.rest import trades
+from tradecore.rest.budget import RestError
 from tradecore.store.holes import OpenHole
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
@@ -309,6 +313,8 @@ async def test_many_absent_ids(migrated_database: str, tmp_path: Path) -> None:
             await until(lambda: d.closed(BTC))
         await d.prove(BTC, 1001, 3001)
         assert backfill.stats.ids_absent == 2000 - d.market.count(BTC, 1002, 3002)
+        assert backfill.stats.ids_absent > 15
+        assert d.client.requests["historicalTrades", "200"] <= 8, "one reply confirms many"
 
 
 DAYS = {"epoch": -3 * 86_400, "rate": 0.2, "first_id": 1000}
@@ -391,6 +397,68 @@ async def test_absent_by_the_dump(migrated_database: str, tmp_path: Path) -> Non
         assert (evidence["id_below"], evidence["id_above"]) == (1109, 1120)
         assert BTC in evidence["file"]
         assert "nothing older" in evidence["rest"]
+        assert len(evidence["sha256"]) == 64
+        assert evidence["klines_count"] > 0, "and the venue's klines count no more than are stored"
+        assert "looks" not in evidence
+
+
+@pytest.mark.parametrize("klines", ["away", "more"])
+async def test_one_look_at_a_dump_proves_nothing(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, klines: str
+) -> None:
+    """Without klines it takes two; with klines that count the ids it is the file that is wrong."""
+    real = trades.klines
+
+    async def faulty(*about: Any) -> Any:
+        if klines == "away":
+            raise RestError("unreachable", "no answer")
+        rows = await real(*about)
+        rows["trade_count"][0] += 10
+        return rows
+
+    monkeypatch.setattr(trades, "klines", faulty)
+    options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_retry_s=0.3, dump_confirm_s=1.0)
+        async with running(backfill):
+            if klines == "away":
+                await until(lambda: d.closed(BTC))
+            else:
+                await until(lambda: _told(backfill, "replaced"))
+                await asyncio.sleep(2.5)
+                assert _told(backfill, "replaced")
+                assert [h[1:3] for h in await d.store.open_holes()] == [(1110, 1119)]
+                return
+        evidence = json.loads(
+            await d.conn.fetchval("SELECT evidence::text FROM trade_gaps WHERE state = 'absent'")
+        )
+        first, second = (datetime.fromisoformat(one["asked_at"]) for one in evidence["looks"])
+        assert (second - first).total_seconds() >= 1.0
+
+
+def _told(backfill: Backfill, word: str) -> bool:
+    return any(word in one.why for one in backfill.stats.under_way)
+
+
+@pytest.mark.parametrize("by_dump", [False, True])
+async def test_a_stored_kline_disproves_absence(
+    migrated_database: str, tmp_path: Path, by_dump: bool
+) -> None:
+    keep = {"rest_keep": 100} if by_dump else {}
+    options = {**DAYS, **keep, "absent": f"{BTC}=1110-1119"}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1300))
+        await d.conn.execute(
+            "INSERT INTO klines (timestamp, symbol, first_id, last_id, trade_count, is_closed)"
+            " VALUES (date_trunc('minute', to_timestamp($1)), $2, 1100, 1125, 26, true)",
+            d.market.trade_us(BTC, 1120) // 10**6,
+            BTC,
+        )
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: _told(backfill, "counts these trades"))
+        assert [h[1:3] for h in await d.store.open_holes()] == [(1110, 1119)]
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,25 @@
 import logging
 import random
 from collections.abc import Callable
+from typing import Any
 
 from tradecore import clock
 from tradecore.backfill import plan
-from tradecore.backfill.absent import Absences, sighting
-from tradecore.backfill.dumps import Dumps, DumpTrouble
+from tradecore.backfill.absent import COUNTED, Absences, sighting
+from tradecore.backfill.dumps import Dumps, DumpTrouble, Passed
 from tradecore.backfill.work import HOUR_S, FillPolicy, FillStats, Step, Work
 from tradecore.backfill.write import Writer
+from tradecore.rest import trades
+from tradecore.rest.budget import RestError
+from tradecore.rest.client import RestClient
 from tradecore.store.ledger import Span
+from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)
 
 _REPLACED_S = 6 * HOUR_S  # between looks at a dump that was read in vain: they are long
+_MINUTE_US = 60_000_000
+_MOST_MINUTES = 60
 _REST_AGAIN = 6  # rounds through the dumps after which REST is asked again too
 
 
@@ -23,17 +30,20 @@ class Daily:
 
     def __init__(
         self,
+        store: Store,
+        client: RestClient,
         policy: FillPolicy,
         stats: FillStats,
         write: Writer,
-        absences: Absences,
         *,
         works_of: Callable[[str], list[Work]],
     ) -> None:
         """`works_of` gives all holes of a symbol that wait to be filled."""
+        self._store = store
+        self._client = client
         self._policy = policy
         self._stats = stats
-        self._absences = absences
+        self._absences = Absences(store, stats, policy.dump_confirm_s)
         self._works_of = works_of
         self._dumps = Dumps(policy.dump_url, policy.folder, write)
 
@@ -82,10 +92,66 @@ class Daily:
             work.why = _and(work.lost, f"the dump of {day} does not have them")
         if not work.lost:
             return Step()  # REST was not asked: the dump alone proves nothing
-        for jump in read.jumps:
-            evidence = sighting(None, jump) | {"source": "dump", "file": read.name}
-            await self._absences.close(work.symbol, jump, evidence | {"rest": work.lost})
-        return Step(absent=tuple(Span(jump.first_id, jump.last_id) for jump in read.jumps))
+        closed = []
+        for passed in read.passed:
+            jump = passed.jump
+            seen = sighting(None, jump) | {"source": "dump", "file": read.name}
+            seen |= {"sha256": read.sha256, "rest": work.lost}
+            if await self._is_absent(work, passed, seen):
+                closed.append(Span(jump.first_id, jump.last_id))
+        return Step(absent=tuple(closed))
+
+    async def _is_absent(self, work: Work, passed: Passed, seen: dict[str, Any]) -> bool:
+        """Close ids that a dump passes over, if more than this one look speaks for it.
+
+        Files of the venue have lacked trades and been replaced days later. So its klines have to
+        count no more trades than are stored around the ids; when they are not to be had, the dump
+        has to pass over the ids again hours later.
+        """
+        jump = passed.jump
+        try:
+            counts = await self._counts(work.symbol, passed)
+        except RestError:
+            counts = None
+        if counts is not None:
+            counted, stored = counts
+            if counted != stored:
+                work.why = _and(
+                    work.lost,
+                    f"{seen['file']} passes over {jump.first_id}..{jump.last_id}, but of these"
+                    f" minutes the venue counts {counted:,} trades and {stored:,} are stored:"
+                    " the file may be replaced, it is read again",
+                )
+                return False
+            seen |= {"klines_count": counted}
+        elif (first := self._absences.suspect(work.symbol, Span(*jump[:2]))) is None:
+            self._absences.sighted(work.symbol, jump, seen)
+            work.why = _and(
+                work.lost,
+                f"{seen['file']} passes over {jump.first_id}..{jump.last_id}; a running daemon"
+                " looks at it again in some hours, and then closes them as absent",
+            )
+            return False
+        elif first.wait_s > 0:
+            return False
+        else:
+            seen |= {"looks": [first.sighting, dict(seen)]}
+        if await self._absences.close(work.symbol, jump, seen):
+            return True
+        work.why = _and(work.lost, COUNTED)
+        return False
+
+    async def _counts(self, symbol: str, passed: Passed) -> tuple[int, int] | None:
+        """Return how many trades of the minutes around ids the venue counts, and are stored."""
+        from_us = passed.below_us // _MINUTE_US * _MINUTE_US
+        to_us = (passed.above_us // _MINUTE_US + 1) * _MINUTE_US
+        if to_us - from_us > _MOST_MINUTES * _MINUTE_US:
+            return None  # to count the trades of all symbols in so long would take too long
+        klines = await trades.klines(self._client, symbol, from_us, to_us)
+        if len(klines) == 0:
+            return None
+        stored = await self._store.trades_between(symbol, from_us, to_us)
+        return int(klines["trade_count"].sum()), stored
 
     def _delay_s(self, work: Work) -> float:
         """Dumps appear the next day, at no promised hour; bad ones are replaced days later."""

@@ -1,7 +1,8 @@
 """Fills holes from the venue's daily dumps, when REST no longer has the trades."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -27,13 +28,21 @@ FOLDER_NAME = "backfill-dumps"
 """Ours alone: what lies there is taken away. An operator's own dumps may lie beside it."""
 
 
+class Passed(NamedTuple):
+    """Ids of a hole that a dump passes over, and the times of the rows around them."""
+
+    jump: Jump
+    below_us: int
+    above_us: int
+
+
 class DumpRead(NamedTuple):
-    """What one dump had of some holes."""
+    """What one dump had of some holes. `sha256`: of the file, "" when it passes over nothing."""
 
     name: str
+    sha256: str
     stored: int
-    jumps: tuple[Jump, ...]
-    """Ids of the holes that the dump passes over."""
+    passed: tuple[Passed, ...]
 
 
 class Dumps:
@@ -83,7 +92,7 @@ class Dumps:
                 path.unlink(missing_ok=True)
 
     async def _read(self, path: Path, symbol: str, holes: Sequence[Hole]) -> DumpRead:
-        stored, jumps = 0, []
+        stored, passed = 0, list[Passed]()
         before: Rows | None = None  # the last row of the block before
         async for rows in blocks(path, symbol, proven=True):
             joined = rows if before is None else np.concatenate((before, rows))
@@ -91,14 +100,27 @@ class Dumps:
             reached = plan.overlapping(holes, int(ids[0]), int(ids[-1]))
             for hole in reached:
                 _hold_against_times(path, joined, hole)
-                jumps += plan.jumps(ids[plan.around(ids, hole)], hole)
+                passed += _passed(joined[plan.around(ids, hole)], hole)
             chosen = plan.select(rows["trade_id"], reached)
             if chosen.any():
                 stored += (await self._write(symbol, rows[chosen], "dump")).stored
             before = rows[-1:].copy()
             if int(ids[-1]) > holes[-1].last_id:
                 break
-        return DumpRead(path.name, stored, tuple(jumps))
+        sha256 = await asyncio.to_thread(_digest, path) if passed else ""
+        return DumpRead(path.name, sha256, stored, tuple(passed))
+
+
+def _passed(rows: Rows, hole: Hole) -> Iterator[Passed]:
+    ids, times = rows["trade_id"], rows["trade_us"]
+    for jump in plan.jumps(ids, hole):
+        below, above = ids.searchsorted((jump.id_below, jump.id_above))
+        yield Passed(jump, int(times[below]), int(times[above]))
+
+
+def _digest(path: Path) -> str:
+    with dump.on_disk(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hold_against_times(path: Path, rows: Rows, hole: Hole) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from tradecore import clock
 from tradecore.backfill import plan
-from tradecore.backfill.absent import Absences, Suspect, sighting
+from tradecore.backfill.absent import COUNTED, Absences, sighting
 from tradecore.backfill.daily import Daily
 from tradecore.backfill.plan import Asked, Told
 from tradecore.backfill.work import (
@@ -73,7 +73,7 @@ class Filler:
         self._write = Writer(store, stats.retries)
         self._lag_us = 0
         self._absences = Absences(store, stats, policy.confirm_s)
-        self._daily = Daily(policy, stats, self._write, self._absences, works_of=works_of)
+        self._daily = Daily(store, client, policy, stats, self._write, works_of=works_of)
 
     # ---- a hole ------------------------------------------------------------------------------
 
@@ -86,11 +86,10 @@ class Filler:
         if not await self._know_times([work]):
             return Step(pieces=[])  # nothing is stored around it any more: it is no hole
         if (suspect := self._absences.suspect(work.symbol, work.span)) is not None:
-            wait_s = suspect.due_s - clock.mono_ns() / 1e9
-            if wait_s > 0:
+            if suspect.wait_s > 0:
                 work.why = "the venue passed over these ids, which is asked again"
-                return Step(wait_s)
-            return await self._confirm(work, suspect)
+                return Step(suspect.wait_s)
+            return await self._confirm(work)
         if work.lost or self._policy.source == "dump":
             return await self._daily.step(work)
         age_us = clock.wall_ns() // 1000 - work.above_us
@@ -165,29 +164,57 @@ class Filler:
         known = await self._store.covered(work.symbol, below, below)
         return plan.probe_from_below(work.span, wide=not known)
 
-    async def _confirm(self, work: Work, suspect: Suspect) -> Step:
-        """Ask for the second time about ids that a reply passed over."""
+    async def _confirm(self, work: Work) -> Step:
+        """Ask for the second time about ids that a reply passed over, and others near below."""
         asked = await self._below(work)
+        others = self._due_below(work)
+        if others:
+            from_id = min(asked.from_id, others[0].first_id - 1)
+            limit = min(max(asked.limit, work.last_id + 2 - from_id), plan.PAGE_ROWS)
+            asked = Asked(from_id, limit)
         rows = await self._ask(work, asked)
         told = self._judge(work, rows, asked)
+        self._hold_against_times(work, rows)
         if told.ends_early and not told.inside:
             return self._lags(work)
-        self._absences.forget(work.symbol, work.span)
-        self._hold_against_times(work, rows)
-        if told.inside:
-            await self._take(work, rows, asked)
+        if told.inside or not told.has_below:
+            self._absences.forget(work.symbol, work.span)
+            if told.inside:
+                await self._take(work, rows, asked)
+            else:
+                self._lose(work, rows)
             return Step()
-        if not told.has_below:
-            self._lose(work, rows)
-            return Step()
-        (jump,) = told.jumps
-        second = sighting(asked, jump)
-        await self._absences.close(
-            work.symbol,
-            jump,
-            {"source": "rest", **second, "replies": [suspect.sighting, second]},
+        closed = [one.span for one in (work, *others) if await self._close(one, rows, asked)]
+        if work.span in closed:
+            return Step(absent=tuple(closed))
+        work.why = COUNTED
+        return Step(HOUR_S, absent=tuple(closed))
+
+    def _due_below(self, work: Work) -> list[Work]:
+        """Return holes, from below, that one page can show together with this one to be absent."""
+        lowest = work.last_id + 3 - plan.PAGE_ROWS
+        return sorted(
+            (
+                one
+                for one in self._works_of(work.symbol)
+                if lowest <= one.first_id < work.first_id
+                and (suspect := self._absences.suspect(one.symbol, one.span)) is not None
+                and suspect.wait_s <= 0
+            ),
+            key=lambda one: one.first_id,
         )
-        return Step(pieces=[])
+
+    async def _close(self, work: Work, rows: Rows, asked: Asked) -> bool:
+        """Close a hole that this second reply passes over as well; tell whether it is."""
+        ids = rows["trade_id"]
+        jumps = plan.jumps(ids[plan.around(ids, work.span)], work.span)
+        suspect = self._absences.suspect(work.symbol, work.span)
+        if [jump[:2] for jump in jumps] != [work.span] or suspect is None:
+            return False
+        second = sighting(asked, jumps[0])
+        replies = [suspect.sighting, second]
+        evidence = {"source": "rest", **second, "replies": replies}
+        return await self._absences.close(work.symbol, jumps[0], evidence)
 
     async def _ask(self, work: Work, asked: Asked) -> Rows:
         work.requests += 1
@@ -224,7 +251,7 @@ class Filler:
             if result.stored:
                 one.filled += int(plan.select(ids, [one.span]).sum())
             for jump in plan.jumps(ids, one.span):
-                self._absences.sighted(work.symbol, jump, asked)
+                self._absences.sighted(work.symbol, jump, sighting(asked, jump))
         return result
 
     def _hold_against_times(self, work: Work, rows: Rows) -> None:

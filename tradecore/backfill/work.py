@@ -31,6 +31,8 @@ class FillPolicy:
     """Holes, of different symbols, that are filled at the same time."""
     confirm_s: float = 5.0
     """Between the two replies that prove that the venue has no such trades."""
+    dump_confirm_s: float = 4 * HOUR_S
+    """Between two looks at a dump that prove it, when no kline does."""
     look_s: float = 60.0
     """Between two looks at all open holes."""
     lag_base_s: float = 0.2

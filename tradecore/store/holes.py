@@ -37,6 +37,24 @@ FROM (
 CROSS JOIN LATERAL ({_BELOW}) AS below CROSS JOIN LATERAL ({_ABOVE}) AS above
 """
 
+# A kline that has as many trades as ids tells that the venue had every one of them.
+_COUNTED = f"""
+SELECT EXISTS (
+    SELECT FROM (SELECT $1::text AS symbol, $2::int8 AS first_id, $3::int8 AS last_id) AS h
+    CROSS JOIN LATERAL ({_BELOW}) AS below CROSS JOIN LATERAL ({_ABOVE}) AS above
+    JOIN klines AS k ON k.symbol = h.symbol
+        AND k.timestamp > to_timestamp(below.us / 1e6) - interval '2 minutes'
+        AND k.timestamp < to_timestamp(above.us / 1e6) + interval '1 minute'
+    WHERE k.is_closed AND k.first_id <= h.last_id AND k.last_id >= h.first_id
+        AND k.trade_count = k.last_id - k.first_id + 1
+)
+"""
+
+_STORED = """
+SELECT count(*) FROM raw_trades WHERE symbol = $1
+    AND timestamp >= to_timestamp($2 / 1e6) AND timestamp < to_timestamp($3 / 1e6)
+"""
+
 _SUMMARY = f"""
 SELECT h.symbol, h.holes, h.ids, below.us AS first_us, h.detected_us
 FROM (
@@ -124,6 +142,16 @@ async def hole_times(
     """Return by its first id the times around each hole (first id, last id), as in OpenHole."""
     columns = [span[0] for span in spans], [span[1] for span in spans]
     return {row[0]: (row[1], row[2]) for row in await conn.fetch(_TIMES, symbol, *columns)}
+
+
+async def is_counted(conn: asyncpg.Connection, symbol: str, first_id: int, last_id: int) -> bool:
+    """Tell whether a stored kline proves that the venue had some of the ids of a hole."""
+    return bool(await conn.fetchval(_COUNTED, symbol, first_id, last_id))
+
+
+async def trades_between(conn: asyncpg.Connection, symbol: str, from_us: int, to_us: int) -> int:
+    """Count the stored trades of `from_us` <= time < `to_us`; whole minutes, a day at most."""
+    return int(await conn.fetchval(_STORED, symbol, from_us, to_us))
 
 
 async def hole_summary(conn: asyncpg.Connection) -> HoleSummary:
