@@ -190,9 +190,23 @@ class StubListener(picows.WSListener):
         self.data_frames = 0
         self.doubtful: set[int] = set()
         """Symbols that are not seen to continue."""
+        self.passed_by: set[int] = set()
+        """Symbols that others bring and this connection does not."""
+        self.marks = 0
 
     def unconfirmed(self, symbol_ids: Sequence[int]) -> list[int]:
-        return [symbol_id for symbol_id in symbol_ids if symbol_id in self.doubtful]
+        return [i for i in symbol_ids if i in self.doubtful | self.passed_by]
+
+    def mark(self) -> None:
+        self.marks += 1
+
+    def left_out(self, symbol_ids: Sequence[int]) -> list[int]:
+        return [symbol_id for symbol_id in symbol_ids if symbol_id in self.passed_by]
+
+    def behind(self, symbol_ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        # Others go on all the time.
+        now = clock.mono_ns()
+        return [(symbol_id, 7, now) for symbol_id in symbol_ids if symbol_id in self.passed_by]
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.owner.on_connected(transport)

@@ -237,10 +237,12 @@ class Factory:
     def __init__(self, doubtful: set[int] | None = None) -> None:
         self.made: list[StubListener] = []
         self.doubtful = doubtful or set()
+        self.passed_by: set[int] = set()
 
     def __call__(self, owner: Session, line: int, epoch: int) -> StubListener:
         self.made.append(StubListener(owner, line, epoch))
         self.made[-1].doubtful |= self.doubtful
+        self.made[-1].passed_by |= self.passed_by
         return self.made[-1]
 
 
@@ -356,6 +358,65 @@ async def test_a_quiet_market_does_not_stop_a_rollover(venue: Venue) -> None:
         assert connection.rolling and not venue.peers[0].gone
         told = {"THIN", "THINNER"}
         await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+
+
+async def test_a_successor_that_brings_less_than_others_is_not_taken(venue: Venue) -> None:
+    """It acknowledges, and it sends; what the old session brings of a symbol, it does not.
+
+    Tickers and REST find nothing newer than what has come, since the old session brings it.
+    """
+    asked: list[tuple[str, ...]] = []
+
+    async def confirm(symbols: Sequence[str]) -> set[str]:
+        asked.append(tuple(symbols))
+        return set(symbols)
+
+    factory = Factory()
+    async with Running(
+        connect(
+            venue.url,
+            listener_factory=factory,
+            confirm=confirm,
+            behind_s=0.2,
+            rollover_s=0.1,
+            base_s=0.1,
+            cap_s=0.1,
+        )
+    ) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        factory.passed_by = {0}
+        connection.replace("a test")
+        await eventually(lambda: len(factory.made) >= 4)
+        assert not venue.peers[0].gone and not asked
+        assert connection.describe().rollovers["stale"] == 0
+        was = factory.made[0].data_frames
+        await eventually(lambda: factory.made[0].data_frames > was)
+        factory.passed_by = set()
+        await eventually(lambda: connection.describe().rollovers["stale"] == 1)
+        await eventually(lambda: venue.peers[0].gone)
+
+
+async def test_a_session_without_data_grows_old_too(venue: Venue) -> None:
+    """A quiet market, as REST knows; the venue cuts at its age all the same."""
+    venue.data_every_s = None
+    venue.pong = True
+
+    async def confirm(symbols: Sequence[str]) -> set[str]:
+        return set(symbols)
+
+    share = Share(("THIN",), ("trade",))
+    async with Running(
+        connect(
+            venue.url,
+            listener_factory=Factory({0}),
+            share=share,
+            confirm=confirm,
+            max_age_s=0.5,
+            quiet_silent_s=30.0,
+        )
+    ) as connection:
+        await eventually(lambda: connection.describe().rollovers["age"] == 2)
+        assert connection.state is State.SUBSCRIBING
 
 
 async def test_refused_symbols_need_no_proof(venue: Venue) -> None:
@@ -512,7 +573,7 @@ async def test_close_during_a_rollover(venue: Venue, by_cancel: bool) -> None:
     task = asyncio.create_task(connection.run())
     await eventually(lambda: connection.state is State.LIVE)
     connection.replace("a test")
-    await eventually(lambda: len(venue.peers) == 2 and connection.rolling)
+    await eventually(lambda: [one.opened for one in connection.sessions] == [True, True])
     if by_cancel:
         task.cancel()
     else:

@@ -211,6 +211,38 @@ async def test_a_trade_confirms_when_the_id_before_it_has_come(tmp_path: Path) -
         assert sorted(new.bench.ids()) == [99, 100, 101, 102, 103, 104]
 
 
+async def test_what_others_bring_after_the_mark_is_owed(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (old, new):
+        btc, eth = range(len(SYMBOLS))
+        await new.deliver(ticker(100, 9, NOW_MS))
+        assert "BTCUSDT" not in new.unconfirmed()
+        await old.deliver(trade(101))
+        new.listener.mark()
+        assert new.listener.left_out([btc, eth]) == new.listener.behind([btc, eth]) == []
+        await old.deliver(trade(102))
+        await new.deliver(ticker(102, 9, NOW_MS + 1))
+        assert "BTCUSDT" in new.unconfirmed(), "that the old one brought it says nothing of this"
+        assert new.listener.left_out([btc, eth]) == [btc]
+        assert new.listener.behind([btc, eth]) == [(btc, -1, 102)]
+        await new.deliver(trade(103))
+        assert new.listener.left_out([btc, eth]) == new.listener.behind([btc, eth]) == []
+        assert "BTCUSDT" not in new.unconfirmed()
+        await old.deliver(trade(103), trade(104))
+        assert new.listener.behind([btc, eth]) == [(btc, 103, 104)]
+        assert old.listener.behind([btc, eth]) == []
+
+
+async def test_what_is_told_here_after_the_mark_is_owed(tmp_path: Path) -> None:
+    async with rollover(tmp_path) as (_, new):
+        new.listener.mark()
+        await new.deliver(kline(-1, 0, NOW_MS), ticker(100, 9, NOW_MS))
+        assert new.listener.left_out([0]) == [], "it may have been printed before the mark"
+        await new.deliver(ticker(101, 9, NOW_MS + 1))
+        assert new.listener.left_out([0]) == [0]
+        await new.deliver(trade(101))
+        assert new.listener.left_out([0]) == []
+
+
 async def test_a_trade_that_both_have_confirms(tmp_path: Path) -> None:
     async with rollover(tmp_path) as (old, new):
         await old.deliver(trade(101))

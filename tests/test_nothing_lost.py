@@ -142,10 +142,12 @@ async def test_nothing_is_called_complete_that_nobody_can_know(
 ) -> None:
     """Back without a venue, complete is what is stored, however long that is ago."""
     symbols = ("BTCUSDT", "ETHUSDT")
-    async with simulated_exchange(symbols=",".join(symbols), rate=300) as exchange:
-        async with daemon(tmp_path, **venue(exchange, migrated_database, symbols)) as one:
-            await one.until_stored(300)
-            assert await one.terminate() == 0
+    async with (
+        simulated_exchange(symbols=",".join(symbols), rate=300) as exchange,
+        daemon(tmp_path, **venue(exchange, migrated_database, symbols)) as one,
+    ):
+        await one.until_stored(300)
+        assert await one.terminate() == 0
     async with scene.connected(migrated_database) as conn:
         newest = dict(await conn.fetch("SELECT symbol, last_time FROM trade_coverage"))
     await one.start()

@@ -57,13 +57,14 @@ class Rig:
         self.asked: list[tuple[str, ...]] = []
         self.quiet: set[str] | Exception | None = set()
         """What the venue's REST interface tells; None for no answer."""
+        self._ids: dict[str, int] = {}
         endpoint = Endpoint.parse(venue.url)
         plan = Plan(
             "A0",
             0,
             (endpoint,),
             StubListener,
-            SHARE.symbols.index,
+            lambda symbol: self._ids.setdefault(symbol, len(self._ids)),
             self.confirm,
             3600.0,
             AddressBook(),

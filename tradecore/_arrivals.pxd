@@ -14,6 +14,10 @@ ctypedef struct arrival_t:
     int64_t first_id
     int64_t last_id
     int64_t told_id
+    # At the mark: the greatest id that any connection had brought, and told_id. What is above has
+    # moved since; INT64_MAX before the mark.
+    int64_t marked_id
+    int64_t marked_told_id
 
 
 cdef inline int64_t last_told(int64_t last_id, int64_t trade_count) noexcept nogil:
@@ -27,6 +31,7 @@ cdef class Arrivals:
     cdef uint32_t slots
 
     cdef int grow(self, uint32_t slots) except -1
+    cdef void mark(self, Tracks tracks) noexcept nogil
 
     @final
     cdef inline void trade(self, uint32_t symbol_id, int64_t trade_id) noexcept nogil:
@@ -42,7 +47,12 @@ cdef class Arrivals:
         """Note the last trade id that a ticker or kline told; the symbol has a slot."""
         cdef arrival_t *row = &self.rows[symbol_id]
         if last_id > row.told_id:
+            if row.told_id < 0:
+                # The first that tells anything: it may have been printed before the mark.
+                row.marked_told_id = last_id
             row.told_id = last_id
 
 
 cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids)
+cdef list find_left_out(Tracks tracks, Arrivals mine, symbol_ids)
+cdef list find_behind(Tracks tracks, Arrivals mine, symbol_ids)

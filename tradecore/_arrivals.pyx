@@ -1,5 +1,6 @@
 """What one connection delivered of each symbol: first and last trade id, greatest id told."""
 
+from libc.stdint cimport INT64_MAX
 from libc.stdlib cimport free, realloc
 
 from tradecore._tracks cimport Tracks, track_t
@@ -28,9 +29,17 @@ cdef class Arrivals:
         for i in range(self.slots, slots):
             rows[i].first_id = rows[i].last_id = NOTHING
             rows[i].told_id = TOLD_NOTHING
+            rows[i].marked_id = rows[i].marked_told_id = INT64_MAX
         self.rows = rows
         self.slots = slots
         return 0
+
+    cdef void mark(self, Tracks tracks) noexcept nogil:
+        """From now on this connection owes what moves."""
+        cdef uint32_t i
+        for i in range(min(self.slots, tracks.slots)):
+            self.rows[i].marked_id = tracks.rows[i].ids.last
+            self.rows[i].marked_told_id = self.rows[i].told_id
 
 
 cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids):
@@ -39,10 +48,10 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
     Once this connection has delivered a trade F it delivers all behind it, so only ids below F can
     be lost: F-1 must have come, or the ledger must know as much; where it came from nobody (the
     venue left it out, or it was lost), all others that deliver the symbol must be past it. Before
-    F, the greatest id told must have come, or none may have been told but silence, or nothing is
-    known of the symbol and the same id has been told for a while: it was printed before the first
-    connection was there, and no trade has come since. Raises IndexError for a symbol without a
-    track.
+    F, nothing may have moved since the mark, and the greatest id told must have come, or none may
+    have been told but silence, or nothing is known of the symbol and the same id has been told for
+    a while: it was printed before the first connection was there, and no trade has come since.
+    Raises IndexError for a symbol without a track.
     """
     cdef list found = []
     cdef uint32_t symbol_id
@@ -61,7 +70,7 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
             confirmed = (
                 _is_covered(&tracks.rows[symbol_id], before) or _all_past(others, symbol_id, before)
             )
-        elif row.told_id == TOLD_NOTHING:
+        elif row.told_id == TOLD_NOTHING or _has_moved(row, &tracks.rows[symbol_id]):
             confirmed = False
         else:
             confirmed = (
@@ -72,6 +81,35 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
         if not confirmed:
             found.append(number)
     return found
+
+
+cdef list find_left_out(Tracks tracks, Arrivals mine, symbol_ids):
+    """Return the ids of those symbols that have moved since the mark without a trade from here."""
+    cdef uint32_t symbol_id
+    return [
+        symbol_id
+        for symbol_id in symbol_ids
+        if symbol_id < tracks.slots
+        and mine.rows[symbol_id].first_id == NOTHING
+        and _has_moved(&mine.rows[symbol_id], &tracks.rows[symbol_id])
+    ]
+
+
+cdef list find_behind(Tracks tracks, Arrivals mine, symbol_ids):
+    """Return (symbol id, last trade id from here, last from anywhere) where others are ahead."""
+    cdef uint32_t symbol_id
+    return [
+        (symbol_id, mine.rows[symbol_id].last_id, tracks.rows[symbol_id].ids.last)
+        for symbol_id in symbol_ids
+        if symbol_id < tracks.slots
+        and tracks.rows[symbol_id].ids.last
+        > max(mine.rows[symbol_id].last_id, mine.rows[symbol_id].marked_id)
+    ]
+
+
+cdef bint _has_moved(const arrival_t *row, const track_t *track) noexcept nogil:
+    """Return whether others brought trades, or newer ones were told here, since the mark."""
+    return track.ids.last > row.marked_id or row.told_id > row.marked_told_id
 
 
 cdef bint _is_covered(const track_t *track, int64_t trade_id) noexcept nogil:

@@ -66,6 +66,9 @@ cdef class Capture:
     cdef Arrivals open_arrivals(self)
     cdef int close_arrivals(self, Arrivals arrivals) except -1
     cdef list unconfirmed(self, Arrivals mine, symbol_ids)
+    cdef int mark(self, Arrivals mine) except -1
+    cdef list left_out(self, Arrivals mine, symbol_ids)
+    cdef list behind(self, Arrivals mine, symbol_ids)
 
 cdef int64_t wall_clock_ns() noexcept nogil
 cdef int64_t mono_clock_ns() noexcept nogil

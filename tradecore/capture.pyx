@@ -16,7 +16,13 @@ from libc.stdlib cimport calloc, free
 from tradecore import _tracks
 from tradecore._fastparse import CAUSES
 
-from tradecore._arrivals cimport Arrivals, find_unconfirmed, last_told
+from tradecore._arrivals cimport (
+    Arrivals,
+    find_behind,
+    find_left_out,
+    find_unconfirmed,
+    last_told,
+)
 from tradecore._event cimport (
     EVENT_CONTROL,
     EVENT_KLINE,
@@ -334,6 +340,21 @@ cdef class Capture:
         """Return those of `symbol_ids` that a connection does not yet continue."""
         others = [arrivals for arrivals in self._arrivals if arrivals is not mine]
         return find_unconfirmed(self._tracks, others, mine, symbol_ids)
+
+    cdef int mark(self, Arrivals mine) except -1:
+        """Note how far all symbols are: a connection owes what comes from now on."""
+        mine.mark(self._tracks)
+        return 0
+
+    cdef list left_out(self, Arrivals mine, symbol_ids):
+        """Return those of `symbol_ids` that moved since the mark while none of their trades came
+        over this connection."""
+        return find_left_out(self._tracks, mine, symbol_ids)
+
+    cdef list behind(self, Arrivals mine, symbol_ids):
+        """Return (symbol id, last id of this connection, last id of any) where others are ahead of
+        what this connection has brought since the mark."""
+        return find_behind(self._tracks, mine, symbol_ids)
 
     def wake_when(self, int64_t rows, wake):
         """Call `wake()` once, as soon as `rows` rows are pending at the end of a socket read."""

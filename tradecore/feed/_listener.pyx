@@ -68,6 +68,20 @@ cdef class FrameListener(WSListener):
         """
         return self._capture.unconfirmed(self._arrivals, symbol_ids)
 
+    def mark(self):
+        """Note how far all symbols are: this connection owes what moves from now on."""
+        self._capture.mark(self._arrivals)
+
+    def left_out(self, symbol_ids):
+        """Return those of `symbol_ids` that have moved since the mark, by what others brought or
+        a ticker or kline of this connection told, while no trade of theirs came over it."""
+        return self._capture.left_out(self._arrivals, symbol_ids)
+
+    def behind(self, symbol_ids):
+        """Return (symbol id, last trade id from here, last from anywhere) of those of `symbol_ids`
+        of which others brought newer trades since the mark."""
+        return self._capture.behind(self._arrivals, symbol_ids)
+
     cpdef on_ws_connected(self, WSTransport transport):
         self._owner.on_connected(transport)
 

@@ -246,11 +246,11 @@ class Connection:
             return None
         if session.trouble is not None:
             return session.trouble
-        if leg.live:
-            if leg.age_s > leg.lifetime_s:
-                return Trouble(Cause.AGE, f"open for {leg.age_s:.0f} s")
-            return wish
-        return None
+        if not session.in_step:
+            return None
+        if leg.age_s > leg.lifetime_s:
+            return Trouble(Cause.AGE, f"open for {leg.age_s:.0f} s")
+        return wish
 
     async def _roll_over(self, old: Leg, trouble: Trouble) -> None:
         """Open a successor, wait until it carries everything, then close the old session."""
@@ -276,7 +276,7 @@ class Connection:
             deaf = old.session is not None and old.session.deaf
             if await proof.given(new, deaf=deaf):
                 break
-            _end_if_deaf(new)
+            _end_if_useless(new)
         died = old.task.done()
         if died:
             old.task.result()
@@ -300,8 +300,11 @@ class Connection:
         await asyncio.gather(*(leg.end(drain=drain) for leg in self._legs))
 
 
-def _end_if_deaf(leg: Leg) -> None:
-    """A successor that turns out silent is a failed attempt: it has no successor of its own."""
+def _end_if_useless(leg: Leg) -> None:
+    """A successor that brings not what it should is a failed attempt: it has none of its own."""
     session = leg.session
-    if session is not None and session.deaf and session.trouble is not None:
+    if session is None or session.trouble is None:
+        return
+    if session.trouble.cause in (Cause.SILENT, Cause.STALE):
+        session.settled = False
         session.end(SessionOver(Reason.SILENT, session.trouble.detail))

@@ -67,6 +67,18 @@ class DataListener(Protocol):
         """Return those symbols whose trades this connection was not yet seen to continue."""
         ...
 
+    def mark(self) -> None:
+        """From now on this connection owes what moves."""
+        ...
+
+    def left_out(self, symbol_ids: Sequence[int]) -> list[int]:
+        """Return those that have moved since the mark without a trade over this connection."""
+        ...
+
+    def behind(self, symbol_ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return (symbol id, last id from here, last from anywhere) where others are ahead."""
+        ...
+
 
 ListenerFactory = Callable[[Any, int, int], WSListener]
 """(owner, line, epoch) -> a listener that is a DataListener too; the owner is a Session."""
@@ -107,6 +119,10 @@ class Timing:
     """Data for this long forgives all failures before the end of a session."""
     steady_s: float = 60.0
     """A session that wants a successor within this time is followed with back-off."""
+    behind_s: float = 5.0
+    """How long a connection may bring nothing of a symbol that others bring more and more of."""
+    lag_s: float = 1.0
+    """What was printed before a connection was subscribed reaches the others within so long."""
     tick_s: float = 0.25
     close_s: float = 2.0
 

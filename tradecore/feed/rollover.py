@@ -21,6 +21,7 @@ class Proof:
     A symbol continues when the successor brought a trade right behind those that were received, or
     a ticker of it told no newer one. `confirm` is asked only for symbols of which neither came. An
     acknowledged subscription proves nothing: without data or the word of REST nothing is closed.
+    Neither ticker nor REST can speak for a symbol that moved meanwhile: its trades have to come.
     """
 
     def __init__(self, upkeep: Upkeep, trouble: Trouble) -> None:
@@ -49,20 +50,23 @@ class Proof:
         if deaf:
             self.open = ()
             return successor.live
-        self.open = self._unproven(session)
+        self.open, left_out = self._unproven(session)
         if not self.open:
             return successor.live or bool(self._quiet)
         timing = self._up.plan.timing
         waited_s = (now_ns - self._ready_ns) / 1e9
-        if waited_s > timing.rollover_s and successor.live:
+        if waited_s > timing.rollover_s and successor.live and not left_out:
             return True
         grace_s = timing.grace_s if self._up.share.ticks else timing.quiet_grace_s
         since_asked_s = (now_ns - self._asked_ns) / 1e9
         if waited_s < grace_s or (self._asked_ns and since_asked_s < _ASK_AGAIN * grace_s):
             return False
+        asked = tuple(symbol for symbol in self.open if symbol not in left_out)
+        if not asked:
+            return False
         self._asked_ns = now_ns
-        self.asked += len(self.open)
-        quiet = await self._ask(self.open)
+        self.asked += len(asked)
+        quiet = await self._ask(asked)
         if self._session is successor.session:
             self._quiet |= quiet
         return False  # the next look tells
@@ -83,13 +87,13 @@ class Proof:
             },
         )
 
-    def _unproven(self, session: Session) -> tuple[str, ...]:
-        ids = {
-            self._up.plan.symbol_id(symbol): symbol
-            for symbol in session.traded
-            if symbol not in self._quiet
-        }
-        return tuple(ids[symbol_id] for symbol_id in session.unconfirmed(list(ids)))
+    def _unproven(self, session: Session) -> tuple[tuple[str, ...], set[str]]:
+        """Return the symbols without proof, and those of them that moved elsewhere only."""
+        ids = {self._up.plan.symbol_id(symbol): symbol for symbol in session.traded}
+        left_out = {ids[symbol_id] for symbol_id in session.left_out(list(ids))}
+        self._quiet -= left_out
+        open_ids = session.unconfirmed([i for i in ids if ids[i] not in self._quiet])
+        return tuple(ids[symbol_id] for symbol_id in open_ids), left_out
 
     async def _ask(self, symbols: tuple[str, ...]) -> set[str]:
         plan = self._up.plan

@@ -18,6 +18,7 @@ from picows import WSCloseCode, WSError, WSMsgType, WSProtocolError, WSTransport
 
 from tradecore import clock
 from tradecore.errors import VenueError
+from tradecore.feed.behind import Behind
 from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
 from tradecore.feed.plan import (
     Cause,
@@ -73,6 +74,9 @@ class Session:
         self._wake = asyncio.Event()  # set when what somebody may wait for has come
         self._gone = asyncio.Event()
         self._pulse = Pulse()
+        self._behind = Behind(plan.timing.behind_s)
+        self._looked_ns = 0
+        self._mark_due_ns = 0  # when the mark of what is owed is set for good; 0: it is
         self._frames = 0
         self._pongs = 0
         self._sent_ns = 0
@@ -119,6 +123,10 @@ class Session:
             list(symbol_ids) if self._listener is None else self._listener.unconfirmed(symbol_ids)
         )
 
+    def left_out(self, symbol_ids: Sequence[int]) -> list[int]:
+        """Return those symbols that moved since this session was subscribed, but not on it."""
+        return [] if self._listener is None else self._listener.left_out(symbol_ids)
+
     # -- what the listener calls ---------------------------------------------------------------
 
     def on_connected(self, transport: WSTransport) -> None:
@@ -155,6 +163,7 @@ class Session:
         try:
             await self._open()
             await self._subscriber.reconcile()
+            self._mark(self._timing.lag_s)
             await self._watch()
         except SessionOver as over:
             return await self._why() if over.reason is Reason.LOST else over
@@ -267,20 +276,49 @@ class Session:
                     self.machine.go_live()  # not dead after all; the successor comes anyway
             else:
                 await self._follow_wishes()
+                self._look_at_others()
                 await self._look_into_silence()
             opening = self.machine.state is State.SUBSCRIBING
             await self._wait(self._timing.tick_s / 5 if opening else self._timing.tick_s)
 
     async def _follow_wishes(self) -> None:
         """Change subscriptions at run time; what stays must not suffer when that fails."""
-        if self.trouble is not None:
-            return  # the successor does it
+        if self.trouble is not None or self._subscriber.in_step:
+            return  # in trouble the successor does it
         try:
             await self._subscriber.reconcile()
+            self._mark(self._timing.lag_s)
         except SessionOver as over:
             if over.reason is not Reason.SUBSCRIBE_FAILED:
                 raise
             self._worry(Trouble(Cause.STALE, f"subscriptions could not be changed: {over}"))
+
+    def _mark(self, again_s: float = 0.0) -> None:
+        """Owe what moves from now on, or from `again_s` later: until then come trades from before
+        the subscription on other connections."""
+        assert self._listener is not None
+        self._listener.mark()
+        self._mark_due_ns = clock.mono_ns() + int(again_s * 1e9) if again_s else 0
+
+    def _look_at_others(self) -> None:
+        """Find out whether other connections bring trades that should come here too."""
+        assert self._listener is not None
+        if self._mark_due_ns and clock.mono_ns() >= self._mark_due_ns:
+            self._mark()
+        passed_s, self._looked_ns = self._awake_s(self._looked_ns), clock.mono_ns()
+        names = self._traded_ids()
+        dead = self._behind.look(passed_s, self._listener.behind(list(names)))
+        if dead:
+            self._worry(
+                Trouble(
+                    Cause.STALE,
+                    f"trades of {len(dead)} symbols, {names[dead[0]]} is one, come over other"
+                    " connections only",
+                )
+            )
+
+    def _traded_ids(self) -> dict[int, str]:
+        return {self._plan.symbol_id(symbol): symbol for symbol in self.traded}
 
     async def _look_into_silence(self) -> None:
         """Find out whether the socket, its data or the market is quiet, when data have stopped."""
@@ -303,6 +341,11 @@ class Session:
         if self._pongs == pongs:
             detail = f"no data event for {silence_s:.1f} s and no answer to a ping"
             self._go_stale(Trouble(Cause.SILENT, detail))
+            return
+        assert self._listener is not None
+        if self._listener.behind(list(self._traded_ids())):
+            detail = f"no data event for {silence_s:.1f} s while other connections bring trades"
+            self._go_stale(Trouble(Cause.STALE, detail))
             return
         moved = set(self.traded) - await self._ask_which_are_quiet()
         # What the venue told of may be on its way still.
