@@ -477,7 +477,7 @@ async def test_the_venue_stood_still(db: Database) -> None:
 
 async def test_klines_that_end_are_missed_without_a_later_one(db: Database) -> None:
     desk = Desk(db, 10)
-    items = steady(10)
+    items = steady(11)
     told = candles(items, 10, symbols=1)
     await desk.store(items)
     await desk.tell(told[:2])
@@ -498,7 +498,7 @@ async def test_klines_that_end_are_missed_without_a_later_one(db: Database) -> N
 
 async def test_klines_that_never_came_are_missed(db: Database) -> None:
     desk = Desk(db, 10)
-    items = steady(10)
+    items = steady(11)
     await desk.store(items[2:])
     assert (await desk.audit(now_us=us_of(3) + int(SETTLE_S * 1e6))).klines_missing == ()
     report = await desk.audit()
@@ -511,9 +511,21 @@ async def test_klines_that_never_came_are_missed(db: Database) -> None:
 
 async def test_klines_of_a_long_history_are_not_missed(db: Database) -> None:
     desk = Desk(db, 3000)
-    await desk.store(steady(3000, a_minute=1))
+    await desk.store(steady(3001, a_minute=1))
     report = await desk.audit()
     assert report.klines_missing == ((BTC, us_of(2998 - 1440), us_of(2997)),)
+
+
+async def test_a_minute_is_missed_by_the_clock_of_the_venue(db: Database) -> None:
+    desk = Desk(db, 60)  # the host's clock is far ahead
+    items = steady(5)
+    await desk.store(items)
+    await desk.tell(candles(items, 2, symbols=1))
+    report = await desk.audit()
+    assert report.klines_missing == ()
+    assert report.late == 1
+    await desk.tell(candles([], 20, symbols=2)[-1:], closed=False)  # of another symbol
+    assert (await desk.audit()).klines_missing == ((BTC, us_of(2), us_of(16)),)
 
 
 async def test_klines_inside_an_open_hole_are_not_asked_for(db: Database) -> None:

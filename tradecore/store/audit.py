@@ -48,7 +48,8 @@ LIMIT_S = 30.0
 
 MINUTE_US = 60_000_000
 _MINUTE = timedelta(minutes=1)
-_PATIENCE = 2 * _MINUTE  # with a kline, once its minute is over and settled
+_PATIENCE = 2 * _MINUTE  # with a kline, once its minute is over
+_LATE = 3 * _MINUTE
 _NOTHING = asyncpg.Range(empty=True)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROUND_LIMIT_S = 55.0
@@ -113,7 +114,7 @@ async def audit(
         more = more or done < len(rounds)
         async with asyncio.timeout(_ROUND_LIMIT_S):
             await _pass_over(pool, names, _at(end_us))
-            return await _report(pool, names, _at(end_us) - _PATIENCE, tally, more)
+            return await _report(pool, names, _at(end_us) - _LATE, tally, more)
     except _TROUBLE as exc:
         raise as_transient(exc, "audit stored trades") from exc
 
@@ -362,13 +363,14 @@ async def _advance(
 
 async def _pass_over(pool: asyncpg.Pool, names: list[str], end: datetime) -> None:
     """Go on where the next kline does not come; note down which minutes have none."""
-    until = end - _PATIENCE
     async with transaction(pool, _ROUND_LIMIT_S) as conn:
         await conn.execute(sql.LIMITS)
-        behind = [row[0] for row in await conn.fetch(sql.LOCK_BEHIND, names, until)]
-        found = dict(await conn.fetch(sql.SILENT, behind, until, end)) if behind else {}
-        if found:
-            await _advance(conn, list(found), until, list(found.values()), found, _NOTHING)
+        behind = [row[0] for row in await conn.fetch(sql.LOCK_BEHIND, names, end - _PATIENCE)]
+        rows = await conn.fetch(sql.SILENT, behind, end, _PATIENCE) if behind else []
+        if rows:
+            since = {row["symbol"]: row["since"] for row in rows}
+            until = rows[0]["until"]
+            await _advance(conn, list(since), until, list(since.values()), since, _NOTHING)
 
 
 async def _report(

@@ -104,24 +104,30 @@ WHERE symbol = ANY($1::text[]) AND (audited_through IS NULL OR audited_through <
 ORDER BY symbol FOR UPDATE SKIP LOCKED
 """
 
-# Symbols whose next kline did not come in time ($2), nor any other since ($3: before this). One
-# that was never audited begins with its first whole minute, a day ago at most.
+# Symbols without a kline of a minute that was over $3 ago, nor any later one before $2. By the
+# venue's clock, as far as it is known: the host's may be ahead. A symbol that was never audited
+# begins with its first whole minute, a day ago at most.
 SILENT = """
-SELECT s.symbol, f.since
-FROM audit_state AS s
+WITH venue AS MATERIALIZED (
+    SELECT least($2::timestamptz, date_trunc('minute', greatest(
+        (SELECT max(timestamp) FROM klines), (SELECT max(last_time) FROM trade_coverage)
+    ))) - $3::interval AS until
+)
+SELECT s.symbol, f.since, venue.until
+FROM venue CROSS JOIN audit_state AS s
 LEFT JOIN LATERAL (
     SELECT date_trunc('minute', first_time) AS minute FROM trade_coverage
     WHERE symbol = s.symbol ORDER BY first_id LIMIT 1
 ) AS c ON s.audited_through IS NULL
 CROSS JOIN LATERAL (
-    SELECT coalesce(s.audited_through, greatest(
-        c.minute + interval '1 minute', CASE WHEN c.minute IS NOT NULL THEN
-        $2::timestamptz - interval '1 day' END)) AS since
+    SELECT CASE WHEN c.minute IS NULL THEN s.audited_through
+           ELSE greatest(c.minute + interval '1 minute', venue.until - interval '1 day')
+           END AS since
 ) AS f
-WHERE s.symbol = ANY($1::text[]) AND f.since < $2::timestamptz AND NOT EXISTS (
+WHERE s.symbol = ANY($1::text[]) AND f.since < venue.until AND NOT EXISTS (
     SELECT FROM klines AS k
     WHERE k.symbol = s.symbol AND k.timestamp >= coalesce(s.audited_through, c.minute)
-      AND k.timestamp < $3::timestamptz AND k.is_closed)
+      AND k.timestamp < $2::timestamptz AND k.is_closed)
 """
 
 EARLIER = """

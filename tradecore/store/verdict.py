@@ -134,7 +134,7 @@ class AuditReport:
     """(symbol, first open time, last open time) of minutes without one, the newest first; some
     of each symbol. Minutes inside an open hole are left out."""
     late: int
-    """Symbols that are not looked at up to the present, give or take two minutes."""
+    """Symbols that are not looked at up to the present, give or take three minutes."""
     more: bool
     """There is more to do at once: the call ended at its limits."""
 
