@@ -7,7 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 from fakes import simulated_exchange
-from fill_desk import Desk, desk, running, until
+from fill_desk import Desk, desk, running, today_us, until
+from rest_desk import odd_server
 
 from tradecore.backfill import engine as module
 from tradecore.backfill.work import UnderWay
@@ -177,6 +178,22 @@ async def test_very_many_holes_at_once_are_left_to_the_look(
         assert backfill.idle
         backfill.wake([(BTC, i, i) for i in range(0, 400, 2)])
         assert len(backfill._works) == 200
+
+
+async def test_a_dump_host_that_refuses_is_left_alone(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """Its 403 is about all days of all holes."""
+    refusal = (403, {}, b"no")
+    async with desk(migrated_database, tmp_path, **DAYS) as d, odd_server(refusal) as odd:
+        last = d.market.next_id(BTC, today_us() - 3_600_000_000)
+        await d.capture(BTC, (1000, 1100), (1200, 1300), (last, last))
+        await d.capture(ETH, (1000, 1001), (1003, 1003))
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_url=odd.url, dump_retry_s=1800.0)
+        async with running(backfill):
+            await until(lambda: len(under_way(backfill)) == 3)
+            await until(lambda: all("HTTP 403" in one.why for one in under_way(backfill)))
+        assert len(odd.asked) == 1
 
 
 async def test_a_venue_that_hangs_and_comes_back(migrated_database: str, tmp_path: Path) -> None:

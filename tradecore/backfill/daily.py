@@ -8,9 +8,10 @@ from typing import Any
 from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.absent import COUNTED, Absences, sighting
-from tradecore.backfill.dumps import Dumps, DumpTrouble, Passed
+from tradecore.backfill.dumps import PAUSE_S, Dumps, DumpTrouble, Passed
 from tradecore.backfill.work import HOUR_S, FillPolicy, FillStats, Step, Work
 from tradecore.backfill.write import Writer
+from tradecore.log import once_per
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
 from tradecore.rest.client import RestClient
@@ -45,7 +46,9 @@ class Daily:
         self._stats = stats
         self._absences = Absences(store, stats, policy.dump_confirm_s)
         self._works_of = works_of
-        self._dumps = Dumps(policy.dump_url, policy.folder, write)
+        self._dumps = Dumps(
+            policy.dump_url, policy.folder, write, pause_s=min(PAUSE_S, policy.dump_retry_s)
+        )
 
     async def step(self, work: Work) -> Step:
         """Read one day's dump for the hole and all holes like it; the newest day first."""
@@ -71,15 +74,17 @@ class Daily:
         try:
             read = await self._dumps.read(work.symbol, day, sorted({work.hole, *lost}))
         except DumpTrouble as error:
-            work.days.pop()
-            work.missing_dumps += 1
             self._stats.last_error = str(error)
             self._stats.retries["dump"] += 1
             work.why = _and(work.lost, str(error))
-            log.warning(
+            once_per(log, ("dump", work.symbol)).warning(
                 "a daily dump is not to be had and is asked for later",
                 extra={"symbol": work.symbol, "day": str(day), "error": str(error)},
             )
+            if wait_s := self._dumps.silent_s:
+                return Step(wait_s)
+            work.days.pop()
+            work.missing_dumps += 1
             return Step()
         work.days.pop()
         if read is None:

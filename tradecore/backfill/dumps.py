@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.plan import Hole, Jump
+from tradecore.backoff import Backoff
 from tradecore.errors import DataDirError
 from tradecore.rest import dump
 from tradecore.rest.budget import RestError
@@ -26,6 +28,10 @@ DumpTrouble = (RestError, dump.DumpError, DataDirError)
 
 FOLDER_NAME = "backfill-dumps"
 """Ours alone: what lies there is taken away. An operator's own dumps may lie beside it."""
+
+
+PAUSE_S = 60.0
+"""How long host and disk are left alone at first when they refuse."""
 
 
 class Passed(NamedTuple):
@@ -53,12 +59,24 @@ class Dumps:
         base_url: str,
         folder: Path,
         write: Callable[[str, Rows, str], Awaitable[WriteResult]],
+        *,
+        pause_s: float = PAUSE_S,
     ) -> None:
+        """`pause_s`: how long host and disk are left alone when they refuse; then ever longer."""
         self._base_url = base_url
         self._folder = folder / FOLDER_NAME
         self._write = write
         self._turn = asyncio.Lock()
         self._is_clean = False
+        self._pause = Backoff(pause_s, pause_s * 60)
+        self._pause_s = pause_s
+        self._silent_until_s = 0.0
+        self._trouble = ""
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds nothing is fetched, since host or disk refused the last one."""
+        return max(self._silent_until_s - clock.mono_ns() / 1e9, 0.0)
 
     async def read(self, symbol: str, day: date, holes: Sequence[Hole]) -> DumpRead | None:
         """Store what the dump of a day has of `holes`, which ascend; None when it is not there.
@@ -72,10 +90,7 @@ class Dumps:
     async def fetched(self, symbol: str, day: date) -> AsyncIterator[Path | None]:
         """Fetch the dump of a day for the block; None when it is not there."""
         async with self._turn:
-            if not self._is_clean:
-                await asyncio.to_thread(self._clean)
-                self._is_clean = True
-            path = await dump.fetch_day(self._base_url, symbol, day, self._folder)
+            path = await self._fetch(symbol, day)
             try:
                 yield path
             finally:
@@ -83,6 +98,24 @@ class Dumps:
                     # What cannot be removed is fetched over, or taken away at the next start.
                     with suppress(OSError):
                         path.unlink()
+
+    async def _fetch(self, symbol: str, day: date) -> Path | None:
+        if wait_s := self.silent_s:
+            raise RestError("limited", self._trouble, retry_after_s=wait_s)
+        try:
+            if not self._is_clean:
+                await asyncio.to_thread(self._clean)
+                self._is_clean = True
+            path = await dump.fetch_day(self._base_url, symbol, day, self._folder)
+        except (RestError, DataDirError) as error:
+            # A broken file is the day's; all else is of the host or the disk, hence of all days.
+            if not isinstance(error, RestError) or error.kind != "broken":
+                pause_s = max(self._pause.next_delay_s(), self._pause_s)
+                self._silent_until_s = clock.mono_ns() / 1e9 + pause_s
+                self._trouble = str(error)
+            raise
+        self._pause.reset()
+        return path
 
     def _clean(self) -> None:
         """Make the folder; take away what a killed process has left there."""
