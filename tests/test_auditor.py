@@ -17,12 +17,14 @@ from store_desk import NAMES as STORE_NAMES
 from store_desk import Database
 
 from tests.daemon import daemon
+from tradecore import auditor as auditor_module
 from tradecore import clock
 from tradecore.auditor import Auditor, FetchKlines
+from tradecore.errors import TransientStoreError
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
 from tradecore.schema import KLINE_DTYPE
-from tradecore.store.audit import put_klines
+from tradecore.store.audit import AuditReport, put_klines
 
 MINUTE_US = 60_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT")
@@ -149,6 +151,38 @@ async def test_rest_that_lags_is_asked_again(db: Database, monkeypatch: pytest.M
     answers.pop(0)
     await one.ask()
     assert not (await one.step()).klines_missing
+
+
+@pytest.mark.parametrize("broken", ["check", "ask"])
+async def test_what_fails_again_and_again_is_told(
+    broken: str, db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await missing_klines(db, monkeypatch)
+    monkeypatch.setattr(auditor_module, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(auditor_module, "KLINES_INTERVAL_S", 0.1)
+    asked = []
+
+    async def fetch(symbol: str, first_us: int, end_us: int) -> Any:
+        asked.append(symbol)
+        raise RestError("unreachable", "no answer")
+
+    async def fails(*_: Any, **__: Any) -> AuditReport:
+        raise TransientStoreError("57P01", "gone")
+
+    if broken == "check":
+        monkeypatch.setattr(auditor_module, "audit", fails)
+    one = auditor(db, fetch)
+    task = asyncio.create_task(one.run())
+    async with asyncio.timeout(10):
+        while one.stats.failures < 6:
+            await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    words = {"check": "fails again and again", "ask": "cannot be fetched"}[broken]
+    assert len([record for record in caplog.records if words in record.message]) == 1
+    assert bool(asked) == (broken == "ask")
 
 
 async def test_a_long_run_of_missing_klines_is_asked_for_page_by_page(

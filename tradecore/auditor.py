@@ -127,9 +127,10 @@ class Auditor:
         while True:
             pause_s = KLINES_INTERVAL_S
             try:
-                if not await self.ask():
+                if await self.ask():
+                    failed = 0
+                else:
                     pause_s = 1.0
-                failed = 0
             except (TransientStoreError, VenueError) as error:
                 self.stats.failures += 1
                 failed += 1
