@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
+from tradecore.errors import DataDirError
 from tradecore.feed.feed import Feed
 from tradecore.ring import Ring
 from tradecore.roster import Roster, first_symbols
@@ -102,6 +104,27 @@ async def test_sighup_without_a_change_touches_nothing(
     await desk.hang_up()
     assert desk.calls == []
     assert [record.message for record in caplog.records] == ["SIGHUP: nothing has changed"]
+
+
+async def test_symbols_that_could_not_be_added_are_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path)
+
+    def full(symbol: str) -> int:
+        raise DataDirError("the symbol table is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.roster, "_ring", SimpleNamespace(intern=full))
+        for _ in range(2):
+            caplog.clear()
+            await desk.hang_up(SUPPORTED_SYMBOLS=f"{THREE},LTCUSDT")
+            (record,) = caplog.records
+            assert "cannot be added" in record.message
+    await desk.roster.share(frozenset())
+    assert desk.subscribed == sorted(THREE.split(","))
+    await desk.hang_up()
+    assert desk.subscribed == sorted([*THREE.split(","), "LTCUSDT"])
 
 
 async def test_what_takes_a_restart_is_named_each_time(

@@ -81,12 +81,12 @@ class Roster:
             if not others:
                 log.info("SIGHUP: nothing has changed")
             return
-        self._settings = changed
-        await self._apply()
+        await self._apply(changed)
 
-    async def _apply(self) -> None:
+    async def _apply(self, changed: Settings | None = None) -> None:
+        """Follow new settings, or a new share of the symbols; all or nothing of it."""
         async with self._changing:
-            settings = self._settings
+            settings = changed or self._settings
             wanted = settings.symbols
             if settings.shards:
                 wanted = tuple(shards.symbols_of(wanted, settings.shards, self._held))
@@ -101,6 +101,7 @@ class Roster:
                     extra={"error": str(error), "symbols": added},
                 )
                 return
+            self._settings = settings
             self._capture.grow()
             self.symbols = wanted
             await self._on_added(added)
