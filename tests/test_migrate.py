@@ -105,6 +105,25 @@ async def test_forward_step_by_step(empty: asyncpg.Connection) -> None:
     assert await empty.fetchval("SELECT count(*) FROM first") == 1
 
 
+async def test_missing_klines_of_an_older_schema_become_runs(empty: asyncpg.Connection) -> None:
+    await migrate(empty, load_migrations()[:5])
+    await empty.execute("INSERT INTO audit_state (symbol) VALUES ('A'), ('B')")
+    await empty.execute(
+        "INSERT INTO trade_audits (symbol, open_time, state, reason, asked_at)"
+        " SELECT 'A', timestamptz '2026-01-01 00:00+0' + n * interval '1 minute', 'waiting',"
+        " CASE WHEN n = 1 THEN 'hole' ELSE 'kline' END, CASE WHEN n = 6 THEN now() END"
+        " FROM unnest('{1, 2, 3, 5, 6}'::int[]) AS n"
+    )
+    await migrate(empty)
+    rows = await empty.fetch(
+        "SELECT symbol, extract(minute FROM lower(gap))::int, extract(minute FROM upper(gap))::int"
+        " FROM audit_state LEFT JOIN unnest(no_kline) AS gap ON true ORDER BY 1, 2"
+    )
+    assert [tuple(row) for row in rows] == [("A", 2, 4), ("A", 5, 6), ("B", None, None)]
+    kept = await empty.fetch("SELECT extract(minute FROM open_time)::int FROM trade_audits")
+    assert sorted(row[0] for row in kept) == [1, 6]
+
+
 async def test_a_file_that_fails_leaves_nothing(empty: asyncpg.Connection) -> None:
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(empty, [FIRST, BROKEN])

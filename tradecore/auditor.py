@@ -40,6 +40,7 @@ _LAG_US = 5 * MINUTE_US
 """REST may be behind the streams: that it has no kline of a younger minute says nothing yet."""
 _RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0  # of a symbol whose klines cannot be had
 _WARN_AFTER = 3  # failures in a row
+_TELL_EVERY_S = 600.0
 _UNKNOWN_SYMBOL = (-1100, -1121)
 
 FetchKlines = Callable[[str, int, int], Awaitable[NDArray[void]]]
@@ -188,6 +189,11 @@ class Auditor:
         due = [one for one in self._missing if self._may_ask(one[0], now_ns)]
         due.sort(key=lambda one: self._asked_ns.get(one[0], 0))
         self._missing = ()
+        if due:
+            once_per(log, "asking", _TELL_EVERY_S).info(
+                "klines did not come by stream; REST is asked for them",
+                extra={"symbols": len({one[0] for one in due}), "first": due[0][0]},
+            )
         for symbol, first_us, last_us in due[:_QUESTIONS]:
             if not self._may_ask(symbol, now_ns):
                 continue
