@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fill_desk import Desk, desk, today_us
+from rest_desk import odd_server
 
 from tradecore.datadir import DataDir
 from tradecore.simulate.market import Market
@@ -221,6 +222,28 @@ async def test_backfill_without_a_venue(migrated_database: str, tmp_path: Path) 
         result = await tradecore(environ, "backfill")
         assert result.code == 5, result
         assert "does not answer" in result.of("left")[0]["why"]
+
+
+async def test_a_ban_is_remembered_without_a_data_dir(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """A cron job that asked inside a ban would prolong it."""
+    banned = (418, {"Retry-After": "7200"}, b"{}")
+    async with (
+        desk(migrated_database, tmp_path, first_id=1000) as d,
+        odd_server(banned) as odd,
+    ):
+        await d.capture(BTC, (1000, 1010), (1100, 1110))
+        environ = {
+            **d.environ,
+            "BINANCE_REST_URL": odd.url,
+            "DATA_DIR": str(tmp_path / "none" / "yet"),
+        }
+        for _ in range(2):
+            result = await tradecore(environ, "backfill")
+            assert result.code == 5, result
+            assert "banned" in result.of("left")[0]["why"]
+        assert len(odd.asked) == 1
 
 
 # ---- import ----------------------------------------------------------------------------------

@@ -153,13 +153,14 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
 
 
 def open_client(settings: Settings) -> "RestClient":
-    """Return a client of the venue that shares its budget with a daemon of the same DATA_DIR."""
+    """Return a client of the venue that shares its budget with a daemon of the same DATA_DIR.
+
+    A ban makes the folder if need be, so that the next call knows of it.
+    """
     from tradecore.rest.budget import Budget
     from tradecore.rest.client import RestClient
 
-    # The folder need not be there: a database of one's own needs no DATA_DIR.
-    folder = settings.data_dir if settings.data_dir.is_dir() else None
-    return RestClient(settings.rest_url, Budget.of(folder, settings.rest_url))
+    return RestClient(settings.rest_url, Budget.of(settings.data_dir, settings.rest_url))
 
 
 async def _fill_holes(
