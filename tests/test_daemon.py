@@ -375,6 +375,27 @@ async def test_a_database_that_hangs_keeps_nobody_waiting(
             assert {row["symbol"] for row in found} == {"BTCUSDT", "ETHUSDT"}
 
 
+async def test_klines_that_are_added_by_sighup_are_cross_checked(
+    tmp_path: Path, migrated_database: str
+) -> None:
+    settings = tmp_path / "settings"
+    settings.write_text("STREAMS=trade\n")
+    async with (
+        simulated_exchange(symbols="BTCUSDT", rate=300, epoch=-120) as exchange,
+        daemon(
+            tmp_path,
+            DATABASE_URL=migrated_database,
+            **venue(exchange, SUPPORTED_SYMBOLS="BTCUSDT", SETTINGS_FILE=settings),
+        ) as one,
+    ):
+        await one.until_stored(300)
+        settings.write_text("STREAMS=trade,kline_1m\n")
+        hang_up(one)
+        await one.until(lambda h: h["counts"]["klines_stored"] > 0)
+        await one.until(lambda h: h["completeness"]["audit"]["age_s"] is not None)
+        assert await one.terminate() == 0
+
+
 async def test_a_refusal_that_comes_late_ends_the_start_all_the_same(
     tmp_path: Path, short_dir: Path, migrated_database: str
 ) -> None:

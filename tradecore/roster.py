@@ -51,6 +51,11 @@ class Roster:
         self._held: frozenset[int] = frozenset()
         self._changing = asyncio.Lock()
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The kinds of streams that are captured."""
+        return self._settings.streams
+
     async def share(self, held: frozenset[int]) -> None:
         """Capture the symbols of these shards."""
         self._held = held

@@ -148,7 +148,7 @@ class Supervisor:
         )
         self._auditor = Auditor(
             self._store,
-            lambda: self._continuity.known(),
+            self._audited,
             lambda symbol, trade_id: (self._capture.track(symbol).last_id or -1) >= trade_id,
             self._backfill.reach,
             lambda symbol, from_us, to_us: trades.klines(client, symbol, from_us, to_us),
@@ -209,9 +209,8 @@ class Supervisor:
             "watch": self._observer.watch(),
             "continuity": self._watch_continuity(),
             "backfill": self._backfill.run(),
+            "auditor": self._auditor.run(),
         }
-        if STREAM_KLINE in self._settings.streams and STREAM_TRADE in self._settings.streams:
-            helpers["auditor"] = self._auditor.run()
         if self._sharing is not None:
             helpers["sharing"] = self._sharing.run()
         if logs.on_terminal():
@@ -318,6 +317,11 @@ class Supervisor:
             await asyncio.sleep(_ADDED_GRACE_S)
             self._added.clear()
             await self._look_back()
+
+    def _audited(self) -> Sequence[str]:
+        """Return the symbols whose klines can be held against their trades."""
+        both = {STREAM_KLINE, STREAM_TRADE} <= set(self._roster.streams)
+        return self._continuity.known() if both else ()
 
     async def _confirm(self, symbols: Sequence[str]) -> set[str]:
         return await self._continuity.confirm(symbols)
