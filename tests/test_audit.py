@@ -657,6 +657,34 @@ async def test_daemons_that_audit_at_once(db: Database) -> None:
     assert len(told) == len(set(told)) == len(alone.mismatches)
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_daemons_that_audit_while_klines_come_by_rest(db: Database, seed: int) -> None:
+    rng = random.Random(seed)
+    minutes = 40
+    desk = Desk(db, minutes)
+    items = market(minutes + 1, seed=seed, symbols=4)
+    told = candles([item for item in items if item.minute < minutes], minutes, symbols=4)
+    await desk.store(items)
+    await desk.tell([c for c in told if rng.random() < 0.5 and c.minute < 30])
+
+    async def one_daemon() -> None:
+        while True:
+            report = await desk.audit(4)
+            if not (report.unproven or report.more):
+                return
+            for symbol, first_us, last_us in report.klines_missing[:3]:
+                span_us = first_us, last_us + MINUTE_US
+                rows = [c for c in told if c.symbol == symbol and first_us <= c.open_us <= last_us]
+                await put_klines(db.pool, symbol, rest_rows(rows), asked_us=span_us)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(one_daemon() for _ in range(3)))
+    report = await desk.audit(4)
+    assert report.proven_us == dict.fromkeys(NAMES, us_of(minutes - 2))
+    assert (report.mismatching, report.unproven, report.late) == (0, 0, 0)
+    assert await desk.open_minutes() == {}
+
+
 async def test_a_call_that_is_cut_anywhere_leaves_nothing_wrong(db: Database) -> None:
     """As a crash does: what was committed stands, what was not is done again."""
     rng = random.Random(3)
