@@ -70,6 +70,7 @@ HEALTHY = Snapshot(
         trades_parked=1012,
         tickers_stored=1013,
         klines_stored=1014,
+        klines_dropped=1041,
         flush_retries={"08": 1015, "40": 0},
         reconnects={"A": 1016, "B": 0},
         rollovers={"age": 1018, "stale": 0},

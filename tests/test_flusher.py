@@ -15,7 +15,7 @@ from tests.test_capture import trade
 from tests.test_conflator import OPEN_MS, kline, ticker
 from tradecore import clock
 from tradecore.capture import Capture
-from tradecore.conflator import Conflator
+from tradecore.conflator import CLOSED_KLINES_MAX, Conflator
 from tradecore.errors import TransientStoreError
 from tradecore.flusher import MAX_BATCH_ROWS, Flusher, FlushPolicy
 from tradecore.ring import Ring
@@ -209,6 +209,21 @@ async def test_a_ticker_whose_write_failed_is_written_later(
         await until(lambda: one.sink.tickers == [1])
         assert one.flusher.stats.retries["40P01"] == 1
         assert one.flusher.stats.tickers_stored == 1
+
+
+async def test_klines_that_find_no_room_are_counted_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flusher_module, "STATE_INTERVAL_S", 0.02)
+    async with desk(tmp_path, rows=1000, age_s=60) as one:
+        count = CLOSED_KLINES_MAX + 3
+        for turn in range(2):
+            for minute in range(turn * count, (turn + 1) * count):
+                one.capture.feed(kline(minute, OPEN_MS + minute, closed=True))
+            await until(lambda n=turn + 1: one.flusher.stats.klines_dropped == n * 3)
+    assert [r.message for r in caplog.records if "klines" in r.message] == [
+        "closed klines find no room; the cross-check asks the venue for them later"
+    ]
 
 
 async def test_latency_and_size_histograms_count_rows_and_batches(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ tradecore_trades_stored_total{}
 tradecore_trades_parked_total{}
 tradecore_tickers_stored_total{}
 tradecore_klines_stored_total{}
+tradecore_klines_dropped_total{}
 tradecore_ring_rows{}
 tradecore_ring_capacity_rows{}
 tradecore_ring_fill_ratio{}
@@ -97,6 +98,7 @@ VALUES = {
     "trades_parked_total": 1012,
     "tickers_stored_total": 1013,
     "klines_stored_total": 1014,
+    "klines_dropped_total": 1041,
     "ring_rows": 256,
     "ring_capacity_rows": 1024,
     "ring_fill_ratio": 0.25,

@@ -99,6 +99,8 @@ class FlushStats:
     holes_opened: int = 0
     tickers_stored: int = 0
     klines_stored: int = 0
+    klines_dropped: int = 0
+    """Closed ones that found no room while the database was away."""
     retries: Counter[str] = field(
         default_factory=lambda: Counter({"connection": 0, "down": 0, "timeout": 0})
     )
@@ -244,6 +246,7 @@ class Flusher:
                 self._conflator.put_back_tickers(tickers)
             else:
                 self.stats.tickers_stored += result.stored
+        self._note_dropped(self._conflator.closed_dropped)
         klines = self._conflator.take_klines()
         if len(klines):
             write = self._sink.write_klines(klines)
@@ -252,6 +255,11 @@ class Flusher:
                 self._conflator.put_back_klines(klines)
             else:
                 self.stats.klines_stored += result.stored
+
+    def _note_dropped(self, count: int) -> None:
+        if count and not self.stats.klines_dropped:
+            log.warning("closed klines find no room; the cross-check asks the venue for them later")
+        self.stats.klines_dropped = count
 
     async def _attempt(
         self, what: str, count: int, write: Awaitable[WriteResult], backoff: Backoff

@@ -179,6 +179,13 @@ METRICS: tuple[Metric, ...] = (
         lambda s: s.counters.klines_stored,
     ),
     Metric(
+        "tradecore_klines_dropped_total",
+        "counter",
+        (),
+        "Closed klines that found no room while the database was away.",
+        lambda s: s.counters.klines_dropped,
+    ),
+    Metric(
         "tradecore_ring_rows",
         "gauge",
         (),

@@ -165,6 +165,7 @@ class Observer:
                 trades_parked=stats.trades_parked,
                 tickers_stored=stats.tickers_stored,
                 klines_stored=stats.klines_stored,
+                klines_dropped=stats.klines_dropped,
                 flush_retries=dict(stats.retries),
                 reconnects=reconnects,
                 rollovers=_sum(c.rollovers for c in connections),

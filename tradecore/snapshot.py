@@ -128,6 +128,7 @@ class Counters:
     trades_parked: int
     tickers_stored: int
     klines_stored: int
+    klines_dropped: int
     flush_retries: Mapping[str, int]
     reconnects: Mapping[str, int]
     rollovers: Mapping[str, int]
