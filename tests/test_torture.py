@@ -12,11 +12,11 @@ from random import Random
 import asyncpg
 import pytest
 
-from tests.torture.arena import Arena
+from tests.torture.arena import NEWCOMER, Arena
 from tests.torture.clock_shim import clock_shim
 from tests.torture.faults import FAULTS, MIXED, SHORT
 from tests.torture.link import Link
-from tests.torture.rounds import Plan, run
+from tests.torture.rounds import Outcome, Plan, Tally, run
 from tradecore.store.embedded import EmbeddedPostgres
 
 
@@ -24,7 +24,7 @@ from tradecore.store.embedded import EmbeddedPostgres
 async def test_a_short_mix_of_faults_loses_nothing() -> None:
     outcome = await run(Plan(len(SHORT) + 1, seed=3, faults=(*SHORT, MIXED)), print)
     assert outcome.good, "\n".join(outcome.failures)
-    assert all(tally.rounds or tally.skipped for tally in outcome.tallies.values())
+    assert all(tally.rounds for tally in outcome.tallies.values()), outcome.last_word
 
 
 @pytest.mark.timeout(200)
@@ -52,6 +52,27 @@ async def test_what_is_lost_or_changed_is_found(monkeypatch: pytest.MonkeyPatch)
     assert folder
     assert "capturing" in (Path(folder[1]) / "daemon.log").read_text()
     shutil.rmtree(folder[1])
+
+
+@pytest.mark.timeout(200)
+async def test_a_symbol_that_is_never_recorded_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forget(arena: Arena, random: Random) -> None:
+        arena.symbols.append(NEWCOMER)  # and nobody tells the daemon
+
+    monkeypatch.setitem(FAULTS, "forget", forget)
+    outcome = await run(Plan(1, 1, ("forget",), limit_s=3), print)
+    (failure,) = outcome.failures
+    assert f"{NEWCOMER}: nothing is stored, and it was printed" in failure
+    assert outcome.last_word == "NOT WHOLE."
+    folder = re.search(r"logs: (\S+)", failure)
+    assert folder
+    shutil.rmtree(folder[1])
+
+
+def test_what_was_skipped_is_said_last() -> None:
+    tallies = {"kill9": Tally(rounds=1), "disk_full": Tally(skipped="no mount")}
+    outcome = Outcome(Plan(2, 1, tuple(tallies)), tallies)
+    assert outcome.last_word == "every round is whole; SKIPPED: disk_full (no mount)."
 
 
 def test_a_round_follows_from_the_seed_alone() -> None:

@@ -80,7 +80,7 @@ def main() -> int:
     print(outcome.table())
     for failure in outcome.failures:
         print(f"\nFAILED {failure}")
-    print(f"\nseed {plan.seed}: " + ("every round is whole." if outcome.good else "NOT WHOLE."))
+    print(f"\nseed {plan.seed}: {outcome.last_word}")
     return 0 if outcome.good else 1
 
 

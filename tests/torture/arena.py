@@ -19,13 +19,16 @@ from tests.fakes import SimulatedExchange, simulated_exchange
 from tests.torture.clock_shim import ClockShim, clock_shim
 from tests.torture.link import Link
 from tradecore import clock
+from tradecore.simulate.market import Market
 from tradecore.store.embedded import EmbeddedPostgres
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT", "BTTCUSDT", "币安人生USDT", "QUIETUSDT")
+QUIET = "QUIETUSDT"
 NEWCOMER = "SOLUSDT"
 """Listed at the exchange; recorded only after a change of the settings."""
 DISK_BYTES = 384 << 20
 _AHEAD_US = 300_000
+_MARGIN_US = 1_000_000
 _SETTINGS = {"autovacuum": "off", "shared_buffers": "32MB", "max_wal_size": "96MB",
              "min_wal_size": "32MB"}  # fmt: skip
 
@@ -50,7 +53,10 @@ class Arena:
     daemon_hand: asyncio.Lock = field(default_factory=asyncio.Lock)
     database_hand: asyncio.Lock = field(default_factory=asyncio.Lock)
     mix: list[str] = field(default_factory=list)
-    """The faults of the present mixed round."""
+    """The faults of the present round when it has several."""
+    calm: list[tuple[int, int]] = field(default_factory=list)
+    """The market's times between rounds, in microseconds, when everything was whole."""
+    calm_from_us: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     """Fault -> why it cannot be had on this machine or with this daemon."""
 
@@ -86,17 +92,34 @@ class Arena:
             with suppress(Exception):
                 await connection.close(timeout=5)
 
-    def spare_daemon(self, number: int) -> Daemon:
+    def spare_daemon(self, number: int, **more: object) -> Daemon:
         """Another daemon for the same database, not started, with a DATA_DIR of its own."""
         folder = self.folder / f"second-{number}"
         folder.mkdir()
         environ = {k: v for k, v in self.daemon.environ.items() if k not in _OWN}
-        return Daemon(folder, **environ)
+        return Daemon(folder, **environ, **more)
 
     def write_settings(self) -> None:
         """Write the file that the daemon reads again on SIGHUP."""
         text = f"SUPPORTED_SYMBOLS={','.join(self.symbols)}\n"
         (self.folder / "settings.env").write_text(text)
+
+    async def begin_calm(self) -> None:
+        """Note that nothing is broken from now on; what is printed is received."""
+        self.calm_from_us = (await self.exchange.state())["now_us"] + _MARGIN_US
+
+    async def end_calm(self) -> None:
+        """Note that something may be broken from now on."""
+        now_us = (await self.exchange.state())["now_us"]
+        self.calm.append((self.calm_from_us, now_us - _MARGIN_US))
+
+    def must_be_stored(self, symbol: str, market: Market) -> bool:
+        """Tell whether a symbol has traded for sure while the daemon captured it."""
+        return symbol != QUIET or any(
+            market.next_id(symbol, end_us) > market.next_id(symbol, begin_us)
+            for begin_us, end_us in self.calm
+            if begin_us < end_us
+        )
 
     async def note_first_ids(self) -> None:
         """Note the first stored id of symbols that were not stored before."""
@@ -144,6 +167,7 @@ async def arena(
             BINANCE_DUMP_URL=exchanges[0].rest,
             SETTINGS_FILE=folder / "settings.env",
             FEED_LINES=feed_lines,
+            CONNECTION_MAX_AGE=random.choice(("23h", "23h", "20s")),
             RING_CAPACITY=4096,
             LOG_LEVEL="info",
             **(shim.environ if shim else {}),
@@ -154,6 +178,7 @@ async def arena(
         await daemon.start()
         await daemon.until(lambda health: health["counts"]["trades_stored"] > 0)
         await _until_all_stored(one)
+        await one.begin_calm()
         yield one
 
 
@@ -176,7 +201,7 @@ async def _exchanges(
 
 
 async def _until_all_stored(one: Arena) -> None:
-    busy = {symbol for symbol in SYMBOLS if not symbol.startswith("QUIET")}
+    busy = set(SYMBOLS) - {QUIET}
     async with asyncio.timeout(60):
         while not busy <= one.first_ids.keys():
             await asyncio.sleep(0.1)
@@ -216,6 +241,7 @@ def describe(arena: Arena) -> dict[str, Any]:
     market = arena.exchange.truth
     return {
         "feed_lines": arena.daemon.environ["FEED_LINES"],
+        "connection_max_age": arena.daemon.environ["CONNECTION_MAX_AGE"],
         "hosts": len(arena.exchanges),
         "absent_every": market.absences.every,
         "market_seed": market.seed,

@@ -83,11 +83,7 @@ async def reload(arena: Arena, random: Random) -> None:
         assert process is not None
         process.send_signal(signal.SIGHUP)
         await asyncio.sleep(1)
-        if process.returncode == -signal.SIGHUP:
-            arena.symbols[:] = SYMBOLS
-            arena.write_settings()
-            await arena.daemon.start()
-            raise Skipped("SIGHUP ends this daemon")
+        assert process.returncode is None, f"SIGHUP has ended the daemon with {process.returncode}"
 
 
 async def _restful(arena: Arena) -> None:
@@ -95,6 +91,44 @@ async def _restful(arena: Arena) -> None:
     async with asyncio.timeout(_LIMIT_S):
         while not await arena.daemon.health():
             await asyncio.sleep(0.05)
+
+
+async def freeze(arena: Arena, random: Random) -> None:
+    """Stop the daemon's process as a paused virtual machine is, and let it go on."""
+    async with arena.daemon_hand:
+        process = arena.daemon.process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(random.choice((random.uniform(1, 4), random.uniform(4, 20))))
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+
+async def shards(arena: Arena, random: Random) -> None:
+    """Let two daemons share the symbols, kill one, and let the other take its symbols over."""
+    nodes = [arena.spare_daemon(next(_spares), SHARDS=4, NODE_NAME=f"n{i}") for i in range(2)]
+    async with arena.daemon_hand:
+        await arena.daemon.terminate()
+        try:
+            for node in nodes:
+                await node.start()
+            for node in nodes:
+                await node.until(lambda body: len(body["symbols"]) > 0, "/health/binance")
+            await asyncio.sleep(random.uniform(0, 4))
+            random.shuffle(nodes)
+            await nodes[0].kill()
+            await nodes[1].until(
+                lambda body: set(arena.symbols) <= body["symbols"].keys(), "/health/binance"
+            )
+            await asyncio.sleep(random.uniform(0, 2))
+        finally:
+            for node in nodes:
+                if node.process is not None and node.process.returncode is None:
+                    await node.terminate()
+            await arena.daemon.start()
+    for node in nodes:
+        shutil.rmtree(node.folder)
 
 
 async def clock_step(arena: Arena, random: Random) -> None:
@@ -156,8 +190,33 @@ async def commit_cut(arena: Arena, random: Random) -> None:
         async with asyncio.timeout(15):
             while sum(arena.link.done.values()) < before + wanted:
                 await asyncio.sleep(0.02)
-    except TimeoutError:  # another fault keeps the daemon from writing
+    except TimeoutError:
         arena.link.disarm()
+        assert arena.mix, "there was nothing to cut for 15 s, and no other fault explains it"
+
+
+async def db_hang(arena: Arena, random: Random) -> None:
+    """Let the database hang for longer than connects, reads and statements may take."""
+    arena.link.stall()
+    try:
+        await asyncio.sleep(random.uniform(35, 60))
+    finally:
+        arena.link.flow()
+
+
+async def db_hang_start(arena: Arena, random: Random) -> None:
+    """Start the daemon while the database hangs: it must capture all the same."""
+    async with arena.daemon_hand:
+        await arena.daemon.terminate()
+        arena.link.stall()
+        try:
+            await arena.daemon.start()
+            if not arena.mix:
+                async with asyncio.timeout(8):
+                    await arena.daemon.until(lambda health: health["ring"]["rows"] > 0)
+            await asyncio.sleep(random.choice((0, random.uniform(0, 15))))
+        finally:
+            arena.link.flow()
 
 
 async def db_stall(arena: Arena, random: Random) -> None:
@@ -251,6 +310,25 @@ async def shutdown(arena: Arena, random: Random) -> None:
     seconds = random.uniform(1, 4)
     await arena.fault(random, "shutdown", seconds=seconds)
     await asyncio.sleep(seconds + random.uniform(0, 1))
+
+
+async def shutdown_storm(arena: Arena, random: Random) -> None:
+    """Announce serverShutdown to whatever is connected, each second for ten seconds."""
+    for _ in range(10):
+        await _announce(arena)
+        await asyncio.sleep(1)
+
+
+def _ban(status: int, *, tells: bool = True) -> Fault:
+    """Make a fault that cuts, and refuses upgrades for a while: the judge counts who asks on."""
+
+    async def fault(arena: Arena, random: Random) -> None:
+        seconds = random.uniform(2, 12)
+        await arena.fault(random, "ban", status=status, seconds=seconds, retry_after=int(tells))
+        await _cut(arena)
+        await asyncio.sleep(random.uniform(0, seconds))
+
+    return fault
 
 
 async def mute(arena: Arena, random: Random) -> None:
@@ -367,11 +445,15 @@ FAULTS: dict[str, Fault] = {
     "term": term,
     "two_daemons": two_daemons,
     "reload": reload,
+    "freeze": freeze,
+    "shards": shards,
     "clock_step": clock_step,
     "pg_immediate": pg_immediate,
     "pg_terminate": pg_terminate,
     "commit_cut": commit_cut,
     "db_stall": db_stall,
+    "db_hang": db_hang,
+    "db_hang_start": db_hang_start,
     "ring_full": ring_full,
     "disk_full": disk_full,
     "reset": reset,
@@ -380,6 +462,7 @@ FAULTS: dict[str, Fault] = {
     "close_1001": _order("close", code=1001),
     "close_1008": _order("close", code=1008),
     "shutdown": shutdown,
+    "shutdown_storm": shutdown_storm,
     "refuse": refuse,
     "host_down": host_down,
     "slow_handshake": slow_handshake,
@@ -393,6 +476,9 @@ FAULTS: dict[str, Fault] = {
     "garbage": _trades("garbage", 30),
     "drop_stream": drop_stream,
     "quiet": quiet,
+    "ban_429": _ban(429),
+    "ban_429_untold": _ban(429, tells=False),
+    "ban_418": _ban(418),
     "rest_429": _rest("429"),
     "rest_418": _rest("418"),
     "rest_500": _rest("500"),

@@ -81,6 +81,8 @@ async def _lacking(arena: Arena, market: Market, marks: dict[str, int]) -> str:
         open_from = {row["symbol"]: row["id"] for row in holes}
         for symbol, mark in marks.items():
             if symbol not in arena.first_ids:
+                if arena.must_be_stored(symbol, market):
+                    return f"{symbol}: nothing is stored, and it was printed"
                 continue  # it has not traded since the daemon knows it
             missing, last_id = await _missing(arena, connection, market, symbol)
             if missing:

@@ -91,6 +91,13 @@ class Outcome:
         """Tell whether every round ended whole and right."""
         return not self.failures
 
+    @property
+    def last_word(self) -> str:
+        """Return in a sentence how it ended, and what was left out."""
+        skipped = [f"{name} ({t.skipped})" for name, t in self.tallies.items() if t.skipped]
+        word = "every round is whole" if self.good else "NOT WHOLE"
+        return word + (f"; SKIPPED: {', '.join(skipped)}." if skipped else ".")
+
     def table(self) -> str:
         """Return the table of faults."""
         head = ("fault", "rounds", "failed", "rows", "missing", "doubled", "wrong",
@@ -172,7 +179,9 @@ async def _in_one_arena(
 
 async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally) -> None:
     random = Random(f"{plan.seed} round {number}")
-    before = await place.exchange.state()
+    place.mix = []
+    await place.end_calm()
+    before, early_before = await place.exchange.state(), await _early_upgrades(place)
     try:
         if name == MIXED:
             await _mixed(plan, place, random)
@@ -182,12 +191,16 @@ async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally)
             await FAULTS[name](place, random)
     except Skipped as skipped:
         tally.skipped = str(skipped)
+        await place.begin_calm()
         return
     verdict = await judge(place, min(plan.limit_s, LIMITS_S.get(name, plan.limit_s)))
     after = await place.exchange.state()
     banned = after["rest_while_banned"] - before["rest_while_banned"]
     if banned:
         verdict.problems.append(f"{banned} REST calls while banned")
+    early = await _early_upgrades(place) - early_before
+    if early and not place.mix:  # in a mix it may be another daemon, or one that was killed
+        verdict.problems.append(f"{early} upgrades were asked for while they were banned")
     tally.rounds += 1
     tally.banned_calls += banned
     tally.rest_calls += sum(after["rest"].values()) - sum(before["rest"].values())
@@ -196,6 +209,11 @@ async def _round(plan: Plan, number: int, name: str, place: Arena, tally: Tally)
     tally.add(verdict)
     if verdict.problems:
         raise NotWholeError("\n".join(verdict.problems))
+    await place.begin_calm()
+
+
+async def _early_upgrades(place: Arena) -> int:
+    return sum([(await host.state())["upgrades_while_banned"] for host in place.exchanges])
 
 
 async def _mixed(plan: Plan, place: Arena, random: Random) -> None:
