@@ -120,7 +120,7 @@ class Venue:
         self.upgrades.append(time.monotonic())
         if self.refuse is not None:
             return web.Response(
-                status=self.refuse.status, headers=self.refuse.headers, text="refused"
+                status=self.refuse.status, headers=self.refuse.headers, body=self.refuse.body
             )
         ws = web.WebSocketResponse(autoping=False, autoclose=False, timeout=0.2)
         await ws.prepare(request)

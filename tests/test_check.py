@@ -28,6 +28,9 @@ class Venue:
         self.states = {"BTCUSDT": "TRADING", "ETHUSDT": "TRADING", "LUNAUSDT": "BREAK"}
         self.status = 200
         self.body = b""
+        self.refuses = 0
+        """HTTP status instead of a connection, 0 = none."""
+        self.upgrades = 0
         self.server = TestServer(self._app())
 
     @property
@@ -51,7 +54,10 @@ class Venue:
         symbols = [{"symbol": name, "status": state} for name, state in self.states.items()]
         return web.json_response({"symbols": symbols})
 
-    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        self.upgrades += 1
+        if self.refuses:
+            return web.Response(status=self.refuses)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         async for _ in socket:
@@ -288,6 +294,14 @@ async def test_a_venue_that_has_banned_us_is_not_asked(settings: Settings, venue
         rest, _ = about(await findings(settings), "venue")
         assert rest.grade == "fail" and text in rest.text
     assert venue.asked == 1
+
+
+async def test_streams_that_have_banned_us_are_not_asked(settings: Settings, venue: Venue) -> None:
+    venue.refuses = 418
+    for text in ("HTTP 418", "is not asked for a connection for another 121 s"):
+        _, websocket = about(await findings(settings), "venue")
+        assert websocket.grade == "fail" and text in websocket.text
+    assert venue.upgrades == 1
 
 
 async def test_a_venue_without_streams(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import picows
@@ -18,6 +19,7 @@ from tradecore.errors import VenueError
 from tradecore.feed.addresses import AddressBook
 from tradecore.feed.connection import Connection
 from tradecore.feed.endpoint import Endpoint
+from tradecore.feed.gate import Gate
 from tradecore.feed.plan import Confirm, Plan, Timing
 from tradecore.feed.session import Session
 from tradecore.feed.states import State
@@ -52,6 +54,7 @@ def connect(
     base_s: float = 0.01,
     cap_s: float = 0.05,
     budget: AttemptBudget | None = None,
+    gate: Gate | None = None,
     listener_factory: Callable[..., picows.WSListener] = StubListener,
     share: Share = SHARE,
     confirm: Confirm = nobody_to_ask,
@@ -74,7 +77,7 @@ def connect(
         ),
         share,
         Backoff(base_s, cap_s, uniform=lambda low, high: high),
-        budget or AttemptBudget(10_000),
+        gate or Gate(budget=budget or AttemptBudget(10_000)),
         itertools.count(1).__next__,
         lambda low, high: low,
     )
@@ -188,6 +191,50 @@ async def test_the_venues_own_wish_for_a_retry_is_respected(venue: Venue) -> Non
         assert venue.upgrades[1] - venue.upgrades[0] >= 0.95
         venue.refuse = None
         await eventually(lambda: connection.state is State.LIVE)
+
+
+async def test_nobody_asks_while_a_ban_runs(
+    venue: Venue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the other connections of the feed, nor a rollover, nor the next run."""
+    gate = Gate(tmp_path)
+    url = venue.url
+    async with Running(connect(url, gate=gate)) as old:
+        await eventually(lambda: old.state is State.LIVE)
+        venue.refuse = web.Response(status=418)
+        async with Running(connect(url, f"{url}/other", gate=gate)):
+            await eventually(lambda: len(venue.upgrades) == 2)
+            old.replace("a test")
+            async with Running(connect(url, gate=gate)):
+                await asyncio.sleep(0.5)
+        assert old.state is State.LIVE and old.rolling
+    async with Running(connect(url, gate=Gate(tmp_path))) as late:
+        await asyncio.sleep(0.3)
+        assert late.state is State.CONNECTING
+    assert len(venue.upgrades) == 2
+    assert "all hosts are not asked for one for 121 s" in caplog.text
+
+
+async def test_another_host_is_asked_while_one_refuses(venue: Venue) -> None:
+    other = Venue()
+    await other.start()
+    venue.refuse = web.Response(status=429)
+    there = f"ws://localhost:{other.port}"
+    async with Running(connect(venue.url, there)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        assert connection.describe().endpoint == f"localhost:{other.port}"
+        assert connection.describe().attempts_failed == 1 == len(venue.upgrades)
+    await other.stop()
+
+
+async def test_an_overloaded_endpoint_is_left_alone_as_it_wishes(venue: Venue) -> None:
+    other = Venue()
+    await other.start()
+    venue.refuse = web.Response(status=503, headers={"Retry-After": "600"})
+    async with Running(connect(venue.url, other.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        assert len(venue.upgrades) == 1
+    await other.stop()
 
 
 async def test_a_half_open_socket_is_replaced_without_delay(venue: Venue) -> None:

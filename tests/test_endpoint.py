@@ -17,6 +17,7 @@ import uvloop
 from aiohttp import web
 from fake_venue import Venue, eventually, make_certificate, server_tls
 
+from tradecore import clock
 from tradecore.errors import SettingsError, VenueError
 from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
 from tradecore.tls import tls_context
@@ -200,14 +201,31 @@ async def test_refused_connection() -> None:
 
 @pytest.mark.parametrize(
     ("status", "retry_after", "wish_s"),
-    [(429, "7", 7.0), (418, "120", 120.0), (451, "", 0.0), (503, "soon", 0.0), (404, "-1", 0.0)],
+    [
+        (429, "7", 7.0),
+        (418, "120", 120.0),
+        (451, "", 0.0),
+        (503, "soon", 0.0),
+        (404, "-1", 0.0),
+        (418, "Fri, 15 Jan 2100 10:00:00 GMT", 259200.0),
+    ],
 )
 async def test_refused_upgrade(venue: Venue, status: int, retry_after: str, wish_s: float) -> None:
     await venue.start()
     venue.refuse = web.Response(status=status, headers={"Retry-After": retry_after})
     with pytest.raises(UpgradeRefusedError, match=f"HTTP {status}") as caught:
         await Endpoint.parse(venue.url).open(picows.WSListener, 5)
-    assert caught.value.retry_after_s == wish_s
+    assert (caught.value.status, caught.value.retry_after_s) == (status, wish_s)
+
+
+async def test_a_ban_that_only_the_body_tells_is_understood(venue: Venue) -> None:
+    await venue.start()
+    until_ms = clock.wall_ns() // 1_000_000 + 5_000_000
+    body = f'{{"code":-1003,"msg":"Way too much; IP banned until {until_ms}."}}'
+    venue.refuse = web.Response(status=418, text=body)
+    with pytest.raises(UpgradeRefusedError) as caught:
+        await Endpoint.parse(venue.url).open(picows.WSListener, 5)
+    assert caught.value.retry_after_s == pytest.approx(5000, abs=3)
 
 
 async def test_redirect_is_not_followed(venue: Venue) -> None:

@@ -57,6 +57,18 @@ def test_the_second_failure_moves_on_and_the_first_is_preferred_again() -> None:
     assert alternates.pick(now_ns + 600 * SECOND_NS) == A
 
 
+def test_endpoints_that_must_not_be_asked_are_passed_over() -> None:
+    alternates = Alternates((A, B, C))
+    silent = {A: 60.0, B: 0.0, C: 0.0}
+    assert alternates.pick(1, silent.__getitem__) == B
+    for _ in range(2):
+        alternates.failed(B, 2)
+        alternates.failed(C, 3)
+    assert alternates.pick(4, silent.__getitem__) == B  # the oldest failure of those two
+    silent.update({B: 20.0, C: 10.0})
+    assert alternates.pick(4, silent.__getitem__) == C  # the first that may be asked again
+
+
 def test_a_single_endpoint_is_always_the_next() -> None:
     alternates = Alternates((A,))
     for now_ns in range(5):

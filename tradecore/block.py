@@ -33,6 +33,7 @@ _LIMITED_S = 60.0
 _FIREWALL_S = 300.0
 _COUNTRY_S = 60.0
 _FIRST_BAN_S = 120.0
+_BANNED_UNTIL = re.compile(rb"banned until (\d{10,17})")
 _DAMAGED_S = 120.0
 """How long nobody asks when the file cannot be understood: it may have held a ban."""
 _LOCK_TRIES = 50
@@ -267,10 +268,21 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
         return min(float(text), LONGEST_S)
     until_s = _http_date_s(text)
-    return min(max(until_s - answered_s(headers), 0.0), LONGEST_S) if until_s else 0.0
+    return min(max(until_s - _answered_s(headers), 0.0), LONGEST_S) if until_s else 0.0
 
 
-def answered_s(headers: Mapping[str, str]) -> float:
+def told_s(headers: Mapping[str, str], body: bytes) -> float:
+    """Return the seconds of the ban that a body tells ("banned until <ms>"), 0.0 when none."""
+    found = _BANNED_UNTIL.search(body)
+    if found is None:
+        return 0.0
+    until_ms = int(found[1])
+    if until_ms > 10**14:  # microseconds
+        until_ms //= 1000
+    return max(until_ms / 1e3 - _answered_s(headers), 0.0)
+
+
+def _answered_s(headers: Mapping[str, str]) -> float:
     """Return when an answer was given, in seconds since 1970: by its Date, else our clock."""
     return _http_date_s(headers.get("Date", "")) or clock.wall_ns() / 1e9
 

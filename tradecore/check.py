@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from difflib import get_close_matches
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -283,7 +284,7 @@ async def _venue(settings: Settings) -> AsyncIterator[Finding]:
     finally:
         await client.close()
     for one in settings.websocket_urls:
-        yield await _websocket(one)
+        yield await _websocket(one, settings.data_dir)
 
 
 def _unreachable(text: str, variable: str) -> Finding:
@@ -309,13 +310,18 @@ def _symbols(settings: Settings, info: Any) -> Iterator[Finding]:
         yield Finding("ok", "symbols", f"trading: {trading} of {trading}")
 
 
-async def _websocket(url: str) -> Finding:
-    """Open and close a connection in the very way that the feed does."""
+async def _websocket(url: str, folder: Path) -> Finding:
+    """Open and close a connection in the very way that the feed does, and only when it may."""
     from picows import WSListener
 
-    from tradecore.feed.endpoint import Endpoint
+    from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
+    from tradecore.feed.gate import Gate
 
-    endpoint = Endpoint.parse(url)
+    endpoint, gate = Endpoint.parse(url), Gate(folder)
+    if wait_s := gate.take_s(endpoint):
+        text = f"{url} is not asked for a connection for another {ceil(wait_s)} s"
+        mend = "wait: it has refused this address, or was asked too often"
+        return Finding("fail", "venue", text, mend, EXIT_VENUE)
     begin_ns = clock.mono_ns()
     try:
         transport, _ = await endpoint.open(WSListener, VENUE_LIMIT_S)
@@ -323,5 +329,7 @@ async def _websocket(url: str) -> Finding:
         transport.disconnect()
         await asyncio.wait_for(transport.wait_disconnected(), VENUE_LIMIT_S)
     except (OSError, TradecoreError) as error:
+        if isinstance(error, UpgradeRefusedError):
+            gate.refused(endpoint, error)
         return _unreachable(f"{url}: {error}", "BINANCE_WEBSOCKET_URL")
     return Finding("ok", "venue", f"{url} takes connections ({took_ms:.0f} ms)")

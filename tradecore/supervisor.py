@@ -29,6 +29,7 @@ from tradecore.datadir import DataDir
 from tradecore.errors import EXIT_OK, TradecoreError, TransientStoreError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.feed import Feed
+from tradecore.feed.gate import Gate
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.http.server import SideServer
 from tradecore.observer import Observer, Parts
@@ -110,6 +111,7 @@ class Supervisor:
             self._make_listener,
             symbol_id=self._ring.intern,
             confirm=self._confirm,
+            gate=Gate(settings.data_dir),
         )
         self._pressure = Backpressure(
             self._ring, self._capture, self._feed, lambda: len(self._feed.connections)

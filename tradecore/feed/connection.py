@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tradecore import clock
-from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.backoff import Backoff
+from tradecore.feed.gate import Gate
 from tradecore.feed.leg import Leg, Upkeep
 from tradecore.feed.lines import Alternates
 from tradecore.feed.plan import Cause, Plan, Reason, SessionOver, Trouble
@@ -56,7 +57,7 @@ class ConnectionStatus:
 class Connection:
     """Keep a share of the streams (at most 1,024) flowing into the listeners that it makes.
 
-    `budget` and `next_epoch` are shared by all connections of the feed, `backoff` is its own.
+    `gate` and `next_epoch` are shared by all connections of the feed, `backoff` is its own.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Connection:
         plan: Plan,
         share: Share,
         backoff: Backoff,
-        budget: AttemptBudget,
+        gate: Gate,
         next_epoch: Callable[[], int],
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -76,7 +77,7 @@ class Connection:
             share,
             backoff,
             Alternates(plan.endpoints),
-            budget,
+            gate,
             next_epoch,
             lambda: plan.max_age_s * uniform(_YOUNGEST, 1.0),
             self._reading,

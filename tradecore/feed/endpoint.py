@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from picows import WSHandshakeError, WSListener, WSTransport, ws_connect
 from picows.url import WSParsedURL
 
+from tradecore.block import retry_after_s, told_s
 from tradecore.errors import SettingsError, VenueError
 from tradecore.feed.addresses import AddressBook
 from tradecore.tls import tls_context
@@ -53,8 +54,9 @@ _wire_log.setLevel(logging.CRITICAL)  # what picows tells there the session tell
 class UpgradeRefusedError(VenueError):
     """The venue answered the upgrade with an HTTP status; `retry_after_s` is its own wish or 0."""
 
-    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, status: int, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
+        self.status = status
         self.retry_after_s = retry_after_s
 
 
@@ -221,9 +223,7 @@ def _explain(host: str, error: WSHandshakeError) -> VenueError:
     status = int(error.response.status)
     if status == 101:
         return VenueError(f"{host} made a wrong WebSocket upgrade: {error}")
-    wish = error.response.headers.get("Retry-After", "")
     hint = _HINTS.get(status, "no upgrade to WebSocket")
-    return UpgradeRefusedError(
-        f"{host} answered HTTP {status}: {hint}",
-        float(wish) if wish.isascii() and wish.isdigit() and len(wish) < 8 else 0.0,
-    )
+    headers, body = error.response.headers, error.raw_body or b""
+    wish_s = max(retry_after_s(headers), told_s(headers, body))
+    return UpgradeRefusedError(f"{host} answered HTTP {status}: {hint}", status, wish_s)

@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 from tradecore import clock
-from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.backoff import Backoff
 from tradecore.feed import subscriptions
 from tradecore.feed.addresses import AddressBook
 from tradecore.feed.connection import Connection, ConnectionStatus
+from tradecore.feed.gate import Gate
 from tradecore.feed.lines import LINE_NAMES, line_endpoints
 from tradecore.feed.plan import Cause, Confirm, ListenerFactory, Plan, Timing
 from tradecore.feed.states import State
@@ -28,7 +29,8 @@ class Feed:
 
     `symbol_id` gives a symbol's number as the listeners know it. `confirm` asks the venue's REST
     interface which of some symbols have nothing newer than what was received; it is asked only
-    when the streams themselves do not tell. Raises SettingsError for an address that cannot be
+    when the streams themselves do not tell. `gate` knows when the venue may be asked for
+    connections; one of its own forgets. Raises SettingsError for an address that cannot be
     used.
     """
 
@@ -39,6 +41,7 @@ class Feed:
         *,
         symbol_id: Callable[[str], int],
         confirm: Confirm,
+        gate: Gate | None = None,
         timing: Timing | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -52,7 +55,7 @@ class Feed:
             line_endpoints(settings.websocket_urls, line) for line in range(settings.feed_lines)
         ]
         self._addresses = AddressBook()
-        self._budget = AttemptBudget()
+        self._gate = gate or Gate()
         self._epochs = itertools.count(1)
         self._group: asyncio.TaskGroup | None = None
         self._closing = asyncio.Event()
@@ -175,7 +178,7 @@ class Feed:
             uniform=self._uniform,
         )
         return Connection(
-            plan, share, backoff, self._budget, lambda: next(self._epochs), self._uniform
+            plan, share, backoff, self._gate, lambda: next(self._epochs), self._uniform
         )
 
     def _start(self, connection: Connection) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tradecore import clock
-from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.backoff import Backoff
+from tradecore.feed.endpoint import Endpoint
+from tradecore.feed.gate import Gate
 from tradecore.feed.lines import Alternates
 from tradecore.feed.plan import Plan, Reason, SessionOver
 from tradecore.feed.session import Session
@@ -16,7 +18,6 @@ from tradecore.feed.subscriptions import Share
 
 log = logging.getLogger(__name__)
 
-_MAX_RETRY_AFTER_S = 900.0
 _FIRST_LIMIT = 0.25
 """Part of the time limit that the first attempt to open a socket gets; doubled after each failure.
 One handshake that hangs does not tell of the next."""
@@ -37,13 +38,13 @@ class Tally:
 
 @dataclass(slots=True)
 class Upkeep:
-    """What the sessions of a connection share; `budget` and `next_epoch` belong to the feed."""
+    """What the sessions of a connection share; `gate` and `next_epoch` belong to the feed."""
 
     plan: Plan
     share: Share
     backoff: Backoff
     alternates: Alternates
-    budget: AttemptBudget
+    gate: Gate
     next_epoch: Callable[[], int]
     draw_lifetime_s: Callable[[], float]
     reading: asyncio.Event
@@ -91,18 +92,18 @@ class Leg:
     async def _run(self) -> None:
         up = self._up
         while not self.last:
-            while (wait_s := up.budget.take_s(planned=self._planned)) > 0:
-                await asyncio.sleep(min(wait_s, _POLL_S))
+            endpoint = await self._admission()
             began_ns = clock.mono_ns()
             self.machine.connect()
             self.epoch = up.next_epoch()
             self.lifetime_s = up.draw_lifetime_s()
-            endpoint = up.alternates.pick(began_ns)
             self.session = Session(
                 up.plan, up.share, self.epoch, endpoint, self.machine, up.reading
             )
             self.session.connect_s *= min(1.0, _FIRST_LIMIT * 2**self._failed)
             over = await self.session.live()
+            if over.refusal is not None:
+                up.gate.refused(endpoint, over.refusal)
             await self.session.drop()
             session, self.session = self.session, None
             self._failed = 0 if session.opened else min(self._failed + 1, 8)
@@ -112,6 +113,16 @@ class Leg:
                 await asyncio.sleep(delay_s)
                 # A feed that cannot take data has no use for a socket. Ends by resume or close.
                 await up.reading.wait()
+
+    async def _admission(self) -> Endpoint:
+        """Wait until an attempt may be made, and return where."""
+        up = self._up
+        while True:
+            endpoint = up.alternates.pick(clock.mono_ns(), up.gate.silent_s)
+            wait_s = up.gate.take_s(endpoint, planned=self._planned)
+            if wait_s <= 0:
+                return endpoint
+            await asyncio.sleep(min(wait_s, _POLL_S))
 
     @property
     def _planned(self) -> bool:
@@ -142,11 +153,8 @@ class Leg:
             up.backoff.reset()
         else:
             up.alternates.failed(session.endpoint, clock.mono_ns())
-        delay_s = max(
-            # What it lived is time between two attempts as well.
-            up.backoff.next_delay_s() - lived_s,
-            min(over.retry_after_s, _MAX_RETRY_AFTER_S),
-        )
+        # What it lived is time between two attempts as well.
+        delay_s = max(up.backoff.next_delay_s() - lived_s, 0.0)
         tally.last_end = str(over)
         log.warning(
             "connection to the venue ended",

@@ -1,6 +1,6 @@
 """Which hosts a line uses, in which order, and which of them to avoid for a while."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tradecore.feed.endpoint import Endpoint
 
@@ -31,6 +31,10 @@ def line_endpoints(urls: Sequence[str], line: int) -> tuple[Endpoint, ...]:
     return tuple(dict.fromkeys(Endpoint.parse(url) for url in ordered))
 
 
+def _never(_: Endpoint) -> float:
+    return 0.0
+
+
 class Alternates:
     """Choose among the endpoints of one connection; times are monotonic nanoseconds.
 
@@ -45,13 +49,20 @@ class Alternates:
         self._failures = dict.fromkeys(self._endpoints, 0)
         self._failed_ns = dict.fromkeys(self._endpoints, 0)
 
-    def pick(self, now_ns: int) -> Endpoint:
-        """Return the endpoint for the next attempt."""
-        for endpoint in self._endpoints:
+    def pick(self, now_ns: int, silent_s: Callable[[Endpoint], float] = _never) -> Endpoint:
+        """Return the endpoint for the next attempt, one that may be asked if there is any.
+
+        `silent_s` tells for how many seconds an endpoint must not be asked.
+        """
+        silent = {endpoint: silent_s(endpoint) for endpoint in self._endpoints}
+        allowed = [endpoint for endpoint in self._endpoints if not silent[endpoint]]
+        for endpoint in allowed:
             fresh = now_ns - self._failed_ns[endpoint] < self._avoid_ns
             if self._failures[endpoint] < 2 or not fresh:
                 return endpoint
-        return min(self._endpoints, key=self._failed_ns.__getitem__)
+        if allowed:
+            return min(allowed, key=self._failed_ns.__getitem__)
+        return min(silent, key=silent.__getitem__)
 
     def failed(self, endpoint: Endpoint, now_ns: int) -> None:
         """Note an attempt that led to nothing, or a session that ended before it settled."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from picows import WSListener
 
 from tradecore.feed.addresses import AddressBook
-from tradecore.feed.endpoint import Endpoint
+from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
 from tradecore.feed.subscriptions import Share
 
 
@@ -25,12 +25,14 @@ class Reason(enum.StrEnum):
 
 
 class SessionOver(Exception):
-    """The session is over; `retry_after_s` is the venue's own wish for the next attempt."""
+    """The session is over; `refusal` is the venue's word when it refused the upgrade."""
 
-    def __init__(self, reason: Reason, detail: str = "", retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self, reason: Reason, detail: str = "", refusal: UpgradeRefusedError | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.refusal = refusal
 
 
 class Cause(enum.StrEnum):

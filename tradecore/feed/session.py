@@ -246,7 +246,7 @@ class Session:
                 self._plan.addresses,
             )
         except UpgradeRefusedError as error:
-            raise SessionOver(Reason.CONNECT_FAILED, str(error), error.retry_after_s) from error
+            raise SessionOver(Reason.CONNECT_FAILED, str(error), error) from error
         except (OSError, WSError, VenueError) as error:
             raise SessionOver(Reason.CONNECT_FAILED, str(error) or repr(error)) from error
         self._transport = transport

@@ -27,10 +27,10 @@ from tradecore.block import (
     BlockFile,
     Kind,
     Memory,
-    answered_s,
     mono_s,
     retry_after_s,
     sentence,
+    told_s,
 )
 from tradecore.errors import VenueError
 
@@ -48,7 +48,6 @@ _HANGS_AFTER_S = 1.0
 _MAX_IN_FLIGHT = 3
 _MAX_WAITING = 64
 _SAVE_EVERY_S = 5.0
-_BANNED_UNTIL = re.compile(rb"banned until (\d{10,17})")
 
 _log = logging.getLogger(__name__)
 
@@ -202,8 +201,8 @@ class Budget:
 
     def hear(self, headers: Mapping[str, str], body: bytes) -> None:
         """Learn from the body of a 418 or 429 that was observed: the later end is the right one."""
-        if (told_s := _told_s(headers, body)) > self.silent_s:
-            self._silence(told_s, self._block.kind if self._block else "banned")
+        if (left_s := told_s(headers, body)) > self.silent_s:
+            self._silence(left_s, self._block.kind if self._block else "banned")
 
     def save(self) -> None:
         """Leave the used weight to the next process; done by itself every five seconds of use."""
@@ -347,14 +346,3 @@ def _minute_left_s(date: str | None) -> float:
     if date and re.fullmatch(r".*:[0-5][0-9] GMT", date):
         return 60.0 - int(date[-6:-4])
     return 60.0 - clock.wall_ns() / 1e9 % 60 + MARGIN_S
-
-
-def _told_s(headers: Mapping[str, str], body: bytes) -> float:
-    """Return the seconds of the ban that a body tells ("banned until <ms>"), 0.0 when none."""
-    found = _BANNED_UNTIL.search(body)
-    if found is None:
-        return 0.0
-    until_ms = int(found[1])
-    if until_ms > 10**14:  # microseconds
-        until_ms //= 1000
-    return max(until_ms / 1e3 - answered_s(headers), 0.0)
