@@ -7,14 +7,19 @@ import os
 import sys
 import termios
 import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
+from aiohttp import web
 from fill_desk import Desk, desk, today_us
 from rest_desk import odd_server
 
+from tradecore.backfill.plan import DAY_US
 from tradecore.datadir import DataDir
 from tradecore.simulate.market import Market
 from tradecore.store.embedded import EmbeddedPostgres
@@ -147,6 +152,66 @@ async def test_history_by_dumps(migrated_database: str, tmp_path: Path) -> None:
         assert await d.gaps(BTC) == []
         assert result.summary["by"]["dump"] > 200_000
         assert result.summary["stored"] == last - 1000
+
+
+async def test_history_goes_past_days_without_a_dump(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """As once all dumps of eight days: a hole is shown, and what lies below is fetched."""
+    options = {**DAYS, "epoch": -6 * 86_400, "rest_keep": 100, "symbols": BTC}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        missing = {date_of(today_us() - days * DAY_US) for days in (2, 3, 4)}
+        async with dumps_without(d, missing) as url:
+            newest = d.market.next_id(BTC, today_us() - DAY_US // 2)
+            await d.capture(BTC, (newest, newest + 3))
+            environ = {**d.environ, "BINANCE_DUMP_URL": url}
+            result = await tradecore(environ, "backfill", "--from", "20d")
+        assert result.code == 5, result
+        (left,) = result.of("left")
+        (hole,) = await d.store.open_holes()
+        assert hole.cause == "history"
+        assert hole.above_us // DAY_US - hole.below_us // DAY_US == 4
+        assert (await d.store.bounds())[BTC].first_id == 1000
+        assert left["first_id"] == hole.first_id
+        again = await tradecore(d.environ, "backfill", "--from", "20d")
+        assert again.code == 0, again
+        await d.prove(BTC, 1000, newest + 3)
+
+
+@pytest.mark.parametrize("source", ["auto", "rest", "dump"])
+async def test_a_history_that_ends_too_early_is_told(
+    migrated_database: str, tmp_path: Path, source: str
+) -> None:
+    """The venue's klines count trades before it, or nothing shows that there are none."""
+    options = {**DAYS, "rest_keep": 100, "symbols": BTC, "dump_until": "2020-01-01"}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        newest = d.market.next_id(BTC, today_us())
+        await d.capture(BTC, (newest, newest + 3))
+        result = await tradecore(d.environ, "backfill", "--from", "2d", "--source", source)
+        assert result.code == 5, result
+        (note,) = result.of("note")
+        assert "nothing older" in note["text"] or "has anything older" in note["text"]
+
+
+def date_of(time_us: int) -> str:
+    return iso(time_us)[:10]
+
+
+@asynccontextmanager
+async def dumps_without(d: Desk, missing: set[str]) -> AsyncIterator[str]:
+    """Serve the dumps of the exchange, but not those of some days."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if any(day in request.path for day in missing):
+            return web.Response(status=404)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(d.exchange.rest + request.path) as found,
+        ):
+            return web.Response(status=found.status, body=await found.read())
+
+    async with odd_server(answer) as odd:
+        yield odd.url
 
 
 async def test_history_with_absent_ids(migrated_database: str, tmp_path: Path) -> None:

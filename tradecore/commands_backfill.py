@@ -209,6 +209,7 @@ async def _extend(
                     break
                 await asyncio.sleep(delay_s)
                 continue
+            outcome.failed |= not begin.is_all
             if begin.why:
                 outcome.notes.append(
                     f"{symbol}: history begins at {begin.first_id}, {shown(begin.first_us)}:"

@@ -21,7 +21,6 @@ from tradecore.store.store import Store
 log = logging.getLogger(__name__)
 
 _REPLACED_S = 6 * HOUR_S  # between looks at a dump that was read in vain: they are long
-_MINUTE_US = 60_000_000
 _MOST_MINUTES = 60
 _REST_AGAIN = 6  # rounds through the dumps after which REST is asked again too
 
@@ -148,9 +147,9 @@ class Daily:
 
     async def _counts(self, symbol: str, passed: Passed) -> tuple[int, int] | None:
         """Return how many trades of the minutes around ids the venue counts, and are stored."""
-        from_us = passed.below_us // _MINUTE_US * _MINUTE_US
-        to_us = (passed.above_us // _MINUTE_US + 1) * _MINUTE_US
-        if to_us - from_us > _MOST_MINUTES * _MINUTE_US:
+        from_us = passed.below_us // plan.MINUTE_US * plan.MINUTE_US
+        to_us = (passed.above_us // plan.MINUTE_US + 1) * plan.MINUTE_US
+        if to_us - from_us > _MOST_MINUTES * plan.MINUTE_US:
             return None  # to count the trades of all symbols in so long would take too long
         klines = await trades.klines(self._client, symbol, from_us, to_us)
         if len(klines) == 0:

@@ -1,7 +1,8 @@
-"""Trades from before the first captured one, downwards, so that no hole opens on the way.
+"""Trades from before the first captured one, downwards.
 
 Page by page over REST, or by the whole day's dump when that is cheaper or REST has no more. What is
-written always adjoins the oldest stored range from below: however this ends, the ledger is whole.
+written adjoins the oldest stored range from below; where a day has no dump the next one below goes
+on, and what lies between is a hole like any other. However this ends, the ledger is whole.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from tradecore.backfill.plan import PAGE_ROWS, Asked
 from tradecore.backfill.work import WrongReplyError
 from tradecore.backoff import Backoff
 from tradecore.rest import trades
+from tradecore.rest.budget import RestError
 from tradecore.rest.client import RestClient
 from tradecore.rest.dump import BLOCK_ROWS, on_disk
 from tradecore.schema import TRADE_DTYPE
@@ -35,9 +37,6 @@ Rows = npt.NDArray[Any]
 CAUSE = "history"
 """Of a hole that the venue's own history has."""
 
-DUMP_PAGES = 50
-"""Pages that the rest of a day may take over REST; beyond, its dump is cheaper."""
-
 _LAG_TRIES = 20
 
 
@@ -46,8 +45,10 @@ class Begin(NamedTuple):
 
     first_id: int
     first_us: int
-    why: str
+    why: str = ""
     """Why not earlier; "" when it begins where it was to begin."""
+    is_all: bool = True
+    """The venue has, as far as it says, no trade between there and the time asked for."""
 
 
 class History:
@@ -78,14 +79,22 @@ class History:
         at = _Place(first_id, first_us, done=first_us <= from_us, pages_left=0.0)
         rest_ended = self._source == "dump"
         without: set[date] = set()  # days whose dump is of no use
+        read: set[date] = set()  # days whose dump has given all that it has
+        end: _End | None = None
         while not at.done and at.first_id > 0:
             day = plan.day_of(at.first_us)
             if rest_ended:
-                lower = await self._day_or_before(symbol, at, from_us, day)
+                end = end or await self._find_end(symbol, at, from_us)
+                if at.first_us < end.proven_us:
+                    return Begin(at.first_id, at.first_us, "the venue has nothing older")
+                lower = None
+                if self._source != "rest":
+                    lower = await self._next_day(symbol, at, from_us, end.lowest, read)
                 if lower is None:
-                    return Begin(at.first_id, at.first_us, self._end(day))
+                    why = self._why(day, end.lowest)
+                    return Begin(at.first_id, at.first_us, why, is_all=False)
                 at = lower
-            elif at.pages_left > DUMP_PAGES and day not in without and self._source == "auto":
+            elif at.pages_left > plan.DUMP_PAGES and day not in without and self._source == "auto":
                 lower = await self._day(symbol, at, from_us, day, adjoining=True)
                 if lower is None:
                     without.add(day)
@@ -94,19 +103,30 @@ class History:
             else:
                 lower = await self._page(symbol, at, from_us)
                 rest_ended = lower.first_id == at.first_id and not lower.done
-                if rest_ended and self._source == "rest":
-                    return Begin(at.first_id, at.first_us, self._end(day))
                 at = lower
-        return Begin(at.first_id, at.first_us, "")
+        return Begin(at.first_id, at.first_us)
 
-    def _end(self, day: date) -> str:
-        nothing = "the venue's REST has nothing older"
-        if self._source == "rest":
-            return nothing
-        before = day - timedelta(days=1)
-        return f"{nothing}, nor have the dumps of {day} and {before}".removeprefix(
-            f"{nothing}, nor have " if self._source == "dump" else ""
+    def _why(self, day: date, lowest: date) -> str:
+        rest = "the venue's REST has nothing older"
+        dumps = f"no dump from {lowest} to {day} has anything older"
+        return {"rest": rest, "dump": dumps}.get(self._source, f"{rest}, and {dumps}")
+
+    async def _find_end(self, symbol: str, at: "_Place", from_us: int) -> "_End":
+        """Tell how far down trades can be, by the venue's klines if they are to be had."""
+        # A dump that has nothing but what is older than `from_us` proves it as well.
+        unknown = _End(plan.day_of(from_us) - timedelta(days=1), 0)
+        if self._source == "dump":
+            return unknown
+        begin_us, minute_us = (
+            us // plan.MINUTE_US * plan.MINUTE_US for us in (from_us, at.first_us)
         )
+        try:
+            found = await trades.first_traded_us(self._client, symbol, begin_us, minute_us)
+        except RestError as error:
+            log.warning("the venue does not tell since when it has %s: %s", symbol, error)
+            return unknown
+        first_us = minute_us if found is None else found
+        return _End(plan.day_of(first_us), first_us + plan.MINUTE_US)
 
     # ---- over REST ---------------------------------------------------------------------------
 
@@ -150,14 +170,21 @@ class History:
 
     # ---- from dumps --------------------------------------------------------------------------
 
-    async def _day_or_before(
-        self, symbol: str, at: "_Place", from_us: int, day: date
+    async def _next_day(
+        self, symbol: str, at: "_Place", from_us: int, lowest: date, read: set[date]
     ) -> "_Place | None":
-        """Store what lies below in the dump of the day, or in that of the day before."""
-        for one in (day, day - timedelta(days=1)):
-            lower = await self._day(symbol, at, from_us, one, adjoining=False)
-            if lower is not None and (lower.done or lower.first_id < at.first_id):
-                return lower
+        """Store what lies below in the next dump that has something; None: none down to `lowest`.
+
+        Days without a dump, or with a bad one, are passed over: a hole is there then.
+        """
+        day = plan.day_of(at.first_us)
+        while day >= lowest:
+            if day not in read:
+                lower = await self._day(symbol, at, from_us, day, adjoining=False)
+                if lower is not None and (lower.done or lower.first_id < at.first_id):
+                    read.add(day)
+                    return lower
+            day -= timedelta(days=1)
         return None
 
     async def _day(
@@ -165,16 +192,18 @@ class History:
     ) -> "_Place | None":
         """Store what lies below in the dump of a day; None when there is no such dump.
 
-        `adjoining`: pages do as well. None also for a dump that ends too early, then, or is bad.
+        `adjoining`: pages do as well. None also for a dump that ends too early, then, and for one
+        that is bad.
         """
         if not plan.is_over(day, clock.wall_ns() // 1000):
             return None
         try:
             return await self._read_day(symbol, at, from_us, day, adjoining)
         except DumpTrouble as error:
-            if not adjoining:
-                raise
-            log.warning("a dump is not to be had; page by page instead: %s", error)
+            if not adjoining and self._dumps.silent_s:
+                raise  # it is not this day's alone
+            instead = "page by page" if adjoining else "the day before"
+            log.warning("a dump is not to be had; %s instead: %s", instead, error)
             return None
 
     async def _read_day(
@@ -221,6 +250,15 @@ class History:
     async def _store(self, symbol: str, rows: Rows, source: str) -> None:
         result = await self._write(symbol, rows, source, CAUSE)
         self._on_stored(source, result.stored)
+
+
+class _End(NamedTuple):
+    """Where the history of a symbol ends, downwards."""
+
+    lowest: date
+    """Earlier dumps are not asked for."""
+    proven_us: int
+    """A history that begins before this is whole, by the venue's klines; 0 = they do not tell."""
 
 
 class _Place(NamedTuple):

@@ -25,6 +25,11 @@ from tradecore.store.ledger import Span
 PAGE_ROWS = 1000
 """The most that the venue gives for one request; its weight is the same for fewer."""
 
+DUMP_PAGES = 50
+"""Pages of a day that may come over REST; beyond, the day's dump is cheaper."""
+
+MINUTE_US = 60_000_000
+
 DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
 

@@ -1,6 +1,6 @@
 """The venue's REST answers as rows: pages of trades, newest ids, one-minute klines."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +111,27 @@ async def klines(client: RestClient, symbol: str, start_us: int, end_us: int) ->
     first_id and last_id are -1, for REST does not tell them; recv_ns is 0, event_us the venue's
     time when it was asked. Those that were over by then have FLAG_CLOSED. Raises RestError.
     """
+    pages = [rows async for rows in _kline_pages(client, symbol, start_us, end_us)]
+    return np.concatenate([_history.kline_rows([], 0), *pages])
+
+
+async def first_traded_us(
+    client: RestClient, symbol: str, start_us: int, end_us: int
+) -> int | None:
+    """Return when the first minute with a trade opens in `start_us` <= open < `end_us`, if any.
+
+    Tells what the venue once had, also where it gives the trades no longer. Raises RestError.
+    """
+    async for rows in _kline_pages(client, symbol, start_us, end_us):
+        for i in np.flatnonzero(rows["trade_count"])[:1]:
+            return int(rows["open_us"][i])
+    return None
+
+
+async def _kline_pages(
+    client: RestClient, symbol: str, start_us: int, end_us: int
+) -> AsyncIterator[NDArray[Any]]:
     now_us = await venue_time_us(client)
-    parts = [_history.kline_rows([], 0)]
     end_us = min(end_us, now_us)
     while start_us < end_us:
         params: Params = {
@@ -130,11 +149,10 @@ async def klines(client: RestClient, symbol: str, start_us: int, end_us: int) ->
         opens = rows["open_us"]
         if len(rows) and (opens[0] < start_us or opens[-1] >= end_us):
             raise _broken(symbol, "klines of other minutes than were asked for")
-        parts.append(rows)
+        yield rows
         if len(rows) < PAGE:
             break
         start_us = int(opens[-1]) + _MINUTE_US
-    return np.concatenate(parts)
 
 
 async def venue_time_us(client: RestClient, *, wait_s: float = WAIT_S, tries: int = TRIES) -> int:
