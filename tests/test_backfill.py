@@ -10,6 +10,7 @@ import pytest
 from fill_desk import desk, rows_of, running, today_us, until
 
 from tradecore import clock
+from tradecore.backfill import plan
 from tradecore.backfill.engine import Backfill
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
@@ -338,6 +339,28 @@ async def test_dumps_have_what_rest_has_no_longer(migrated_database: str, tmp_pa
         assert backfill.stats.filled["dump"] == last - 1000 - 101 - 101
         assert [path for path in folder.rglob("*") if path.is_file()] == [own]
         assert {row[2:] for row in await d.gaps(BTC)} == {("filled", "dump")}
+
+
+@pytest.mark.parametrize("has_dumps", [True, False])
+async def test_a_long_past_day_comes_as_its_dump(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_dumps: bool
+) -> None:
+    """REST has it as well, but a page costs more of what the venue allows."""
+    monkeypatch.setattr(plan, "DUMP_PAGES", 5)
+    fault = {} if has_dumps else {"dump_until": "2020-01-01"}
+    async with desk(migrated_database, tmp_path, **DAYS, **fault) as d:
+        first = d.market.next_id(BTC, today_us() - 2 * plan.DAY_US) - 2000
+        last = d.market.next_id(BTC, today_us() + 1_000_000)
+        await d.capture(BTC, (first, first), (first + 1000, first + 1000), (last, last))
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, first, last))
+        await d.prove(BTC, first, last)
+        asked = d.client.requests["historicalTrades", "200"]
+        if has_dumps:
+            assert backfill.stats.filled["dump"] > 20_000 and asked <= 6
+        else:
+            assert backfill.stats.filled["dump"] == 0 and asked > 20
 
 
 async def test_a_fresh_hole_that_rest_has_no_longer(migrated_database: str, tmp_path: Path) -> None:

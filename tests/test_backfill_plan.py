@@ -141,6 +141,19 @@ def test_overlapping() -> None:
         assert plan.overlapping(holes, first, last) == found
 
 
+def test_a_long_day() -> None:
+    """Two days and a half, two million ids: 800 pages a day."""
+    day_us = plan.DAY_US
+    hole = Hole(1, 2_000_000, day_us // 2, 3 * day_us)
+    now_us = 3 * day_us
+    assert plan.long_day(hole, now_us) == date(1970, 1, 3)
+    assert plan.long_day(hole, now_us - 1) is None, "it is not over"
+    assert plan.long_day(hole._replace(above_us=3 * day_us + 10**7), now_us) is None
+    assert plan.long_day(hole._replace(last_id=124_000), now_us) is None
+    assert plan.long_day(hole._replace(last_id=126_000), now_us) == date(1970, 1, 3)
+    assert plan.long_day(hole._replace(above_us=day_us // 2), now_us) is None
+
+
 def test_days() -> None:
     day_us = plan.DAY_US
     newest_first = [date(1970, 1, 3), date(1970, 1, 2)]

@@ -1,14 +1,15 @@
-"""Fills holes that REST no longer has from the daily dumps, the newest day first."""
+"""Fills holes that are long, or that REST no longer has, from the daily dumps, newest day first."""
 
 import logging
 import random
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.absent import COUNTED, Absences, sighting
-from tradecore.backfill.dumps import PAUSE_S, Dumps, DumpTrouble, Passed
+from tradecore.backfill.dumps import PAUSE_S, DumpRead, Dumps, DumpTrouble, Passed
 from tradecore.backfill.work import HOUR_S, FillPolicy, FillStats, Step, Work
 from tradecore.backfill.write import Writer
 from tradecore.log import once_per
@@ -73,13 +74,8 @@ class Daily:
         try:
             read = await self._dumps.read(work.symbol, day, sorted({work.hole, *lost}))
         except DumpTrouble as error:
-            self._stats.last_error = str(error)
-            self._stats.retries["dump"] += 1
+            self._trouble(work, day, error)
             work.why = _and(work.lost, str(error))
-            once_per(log, ("dump", work.symbol)).warning(
-                "a daily dump is not to be had and is asked for later",
-                extra={"symbol": work.symbol, "day": str(day), "error": str(error)},
-            )
             if wait_s := self._dumps.silent_s:
                 return Step(wait_s)
             work.days.pop()
@@ -90,8 +86,7 @@ class Daily:
             work.missing_dumps += 1
             work.why = _and(work.lost, f"the dump of {day} is not there (yet)")
             return Step()
-        self._stats.filled["dump"] += read.stored
-        work.filled += read.stored
+        self._count(work, read)
         if not work.missing_dumps:
             work.why = _and(work.lost, f"the dump of {day} does not have them")
         if not work.lost:
@@ -104,6 +99,36 @@ class Daily:
             if await self._is_absent(work, passed, seen):
                 closed.append(Span(jump.first_id, jump.last_id))
         return Step(absent=tuple(closed))
+
+    async def instead_of_pages(self, work: Work) -> bool:
+        """Read the dump of a day that would take too many pages; tell whether it was there."""
+        day = plan.long_day(work.hole, clock.wall_ns() // 1000)
+        if day is None or day in work.without:
+            return False
+        work.without.add(day)
+        others = {one.hole for one in self._works_of(work.symbol) if one.below_us is not None}
+        try:
+            read = await self._dumps.read(work.symbol, day, sorted({work.hole, *others}))
+        except DumpTrouble as error:
+            self._trouble(work, day, error)
+            return False
+        if read is None:
+            return False
+        self._count(work, read)
+        work.below_us = None  # what is left of it has other times
+        return True
+
+    def _trouble(self, work: Work, day: date, error: Exception) -> None:
+        self._stats.last_error = str(error)
+        self._stats.retries["dump"] += 1
+        once_per(log, ("dump", work.symbol)).warning(
+            "a daily dump is not to be had",
+            extra={"symbol": work.symbol, "day": str(day), "error": str(error)},
+        )
+
+    def _count(self, work: Work, read: DumpRead) -> None:
+        self._stats.filled["dump"] += read.stored
+        work.filled += read.stored
 
     async def _is_absent(self, work: Work, passed: Passed, seen: dict[str, Any]) -> bool:
         """Close ids that a dump passes over, if more than this one look speaks for it.

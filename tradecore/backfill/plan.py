@@ -206,6 +206,15 @@ def days_between(below_us: int, above_us: int) -> list[date]:
     return [_EPOCH + timedelta(days=day) for day in range(last, first - 1, -1)]
 
 
+def long_day(hole: Hole, now_us: int) -> date | None:
+    """Return the hole's newest day when it is over and its dump is cheaper than its pages."""
+    day = day_of(hole.above_us - 1_000_000)
+    begin_us = max(hole.below_us, day_start_us(day))
+    share = (hole.above_us - begin_us) / max(hole.above_us - hole.below_us, 1)
+    pages = (hole.last_id - hole.first_id + 1) * share / PAGE_ROWS
+    return day if is_over(day, now_us) and pages > DUMP_PAGES else None
+
+
 def day_start_us(day: date) -> int:
     """Return the first instant of a UTC day in microseconds since 1970."""
     return (day - _EPOCH).days * DAY_US

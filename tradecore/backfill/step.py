@@ -4,6 +4,7 @@ A step asks the ledger first what is still missing: another host, the other line
 may have brought it. Then, as far as that goes:
 
     newest    for holes among the newest 1,000 ids, once: this comes from the venue's memory
+    day       where very many pages of a past day are missing: that day's dump
     page      the highest 1,000 ids of the hole, again and again; the hole shrinks from above, and
               holes of the symbol that lie so near are filled by the same page
     probe     a page that had nothing of the hole: does the venue serve the trade below it?
@@ -103,6 +104,8 @@ class Filler:
             return Step()
         if work.probing:
             return await self._probe(work)
+        if self._policy.source == "auto" and await self._daily.instead_of_pages(work):
+            return Step()
         return await self._page(work)
 
     async def _know_times(self, works: list[Work]) -> bool:

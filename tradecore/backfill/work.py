@@ -115,6 +115,8 @@ class Work:
     """Why REST cannot give the ids."""
     days: list[date] | None = None
     """Dumps that are still to be read, the newest last."""
+    without: set[date] = field(default_factory=set)
+    """Days whose dump was taken instead of their pages, or was not to be had."""
     missing_dumps: int = 0
     """How many of the days so far have no dump."""
     dump_rounds: int = 0
