@@ -163,6 +163,39 @@ async def test_a_stream_that_died_alone_is_replaced_within_seconds(desk: Desk) -
     assert desk.continuity.stale == set()
 
 
+async def test_a_symbol_of_which_nothing_ever_came_is_found_dead(desk: Desk) -> None:
+    """No trade shows a jump; tickers go on to tell newer ones."""
+    desk.symbols = ("BTCUSDT",)
+    for last_id in (500, 500, 500):
+        desk.tell(last_id)
+        await desk.look()
+    assert desk.continuity.stale == set()
+    for last_id in range(501, 515):
+        desk.tell(last_id)
+        await desk.look()
+    assert desk.replaced[:1] == [("BTCUSDT", "stale")]
+    assert desk.continuity.stale == {"BTCUSDT"}
+    assert desk.asked == []
+
+
+async def test_without_tickers_rest_finds_it(desk: Desk) -> None:
+    desk.symbols = ("BTCUSDT",)
+    desk.venue = {"BTCUSDT": 500}
+    await desk.look(200)
+    assert (len(desk.asked) > 0, desk.replaced) == (True, []), "that was printed before we came"
+    desk.venue = {"BTCUSDT": 501}
+    await desk.look(400)
+    assert desk.replaced[:1] == [("BTCUSDT", "stale")]
+
+
+async def test_what_was_never_seen_is_not_quiet_at_the_first_word(desk: Desk) -> None:
+    desk.venue = {"BTCUSDT": 8, "ETHUSDT": -1}
+    assert await desk.continuity.confirm(SYMBOLS) == set()
+    assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
+    desk.venue["ETHUSDT"] = 0
+    assert await desk.continuity.confirm(SYMBOLS) == {"BTCUSDT"}
+
+
 async def test_a_quiet_symbol_with_tickers_costs_no_request(desk: Desk) -> None:
     desk.symbols = ("BTCUSDT",)
     desk.trade(1, 2, 3)

@@ -12,6 +12,16 @@ from tradecore.feed.pulse import MEMORY_S, Pulse
 TICK_S = 0.25
 
 
+def test_a_session_that_follows_knows_the_pace_and_not_the_silence() -> None:
+    before = fed(10.0, 60.0)
+    before.beat(30.0, 0)
+    after = before.handed_on()
+    assert after.silence_s == 0.0
+    assert after.limit_s(0.0, 60.0) == before.limit_s(0.0, 60.0) < 5.0
+    after.beat(0.5, 5)
+    assert before.silence_s > 29.0, "it is another's"
+
+
 def fed(rate: float, seconds: float, seed: int = 1) -> Pulse:
     """A pulse after data at this mean rate, with the waiting times of a Poisson process."""
     pulse, rng = Pulse(), random.Random(seed)

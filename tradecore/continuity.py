@@ -109,6 +109,7 @@ class Continuity:
         self._since_ns = clock.wall_ns()
         self._confirmed: set[str] = set()  # by REST, since then
         self._printed: dict[str, int] = {}  # what REST told and we lacked
+        self._first_told: dict[str, int] = {}  # of symbols of which no trade came ever; see _known
         self._paces: dict[str, Pace] = {}
         self._behind: dict[str, _Behind] = {}
         self.stored: dict[str, int] = {}
@@ -163,11 +164,13 @@ class Continuity:
 
         Raises VenueError.
         """
+        # What nobody has told of yet cannot be called quiet: it may be printed and not come.
+        new = {s for s in symbols if self.last_id(s) < 0 and s not in self._first_told}
         # Whoever asks has waited for them already; a late one that still comes is stored once.
         missed = await self._ask_what_is_missed(symbols)
         for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "disconnect")
-        return set(symbols) - missed.keys()
+        return set(symbols) - missed.keys() - new
 
     async def look_back(self) -> None:
         """Find out, once, which symbols moved while the daemon was away, and have them fetched.
@@ -214,6 +217,7 @@ class Continuity:
         for gone in self._paces.keys() - set(symbols):
             del self._paces[gone]
             self._behind.pop(gone, None)
+            self._first_told.pop(gone, None)
             self.stale.discard(gone)
         await self._look_after_break(now_s)
         if not self._is_live():
@@ -235,17 +239,18 @@ class Continuity:
             if pace.last_s == now_s:
                 self.stale.discard(symbol)
             told = self._capture.told(symbol)
-            last_id = -1 if track.last_id is None else track.last_id
-            if told.last_id > max(last_id, self.stored.get(symbol, -1)) >= 0:
+            if told.recv_ns and told.last_id > self._known(symbol, told.last_id):
                 behind = self._behind.setdefault(
                     symbol, _Behind(told.last_id, now_s, now_s + TOLD_GRACE_S)
                 )
                 if now_s >= behind.due_s:
                     behind.due_s = now_s + REPEAT_S
-                    missed[symbol] = told.last_id
                     # One trade may be lost; that several are and none comes is another matter.
                     if told.last_id > behind.last_id and pace.last_s <= behind.since_s:
                         dead.append(symbol)
+                        missed[symbol] = told.last_id
+                    elif self.last_id(symbol) >= 0:
+                        missed[symbol] = told.last_id
                 continue
             self._behind.pop(symbol, None)
             if not pace.is_late(now_s):
@@ -267,14 +272,19 @@ class Continuity:
         perhaps; a ticker tells it, where one comes.
         """
         broken, whole = self._breaks()
-        if broken != self._breaks_seen or (self._mended_s is not None and not whole):
-            self._breaks_seen = broken
+        more, self._breaks_seen = broken > self._breaks_seen, broken
+        if more or (self._mended_s is not None and not whole):
             self._mended_s = now_s + BREAK_GRACE_S
             self._since_ns = clock.wall_ns()
             self._confirmed.clear()
         if self._mended_s is None or now_s < self._mended_s:
             return
-        silent = [s for s in self._symbols() if self.last_id(s) >= 0 and not self._was_heard(s)]
+        silent = [
+            symbol
+            for symbol in self._symbols()
+            if (self.last_id(symbol) >= 0 or symbol in self._first_told)
+            and not self._was_heard(symbol)
+        ]
         if silent:
             self._mended_s = now_s + ASK_INTERVAL_S  # again when the venue fails
             await self.confirm(silent)
@@ -286,6 +296,14 @@ class Continuity:
             self._capture.track(symbol).last_recv_ns, self._capture.told(symbol).recv_ns
         )
         return latest_ns >= self._since_ns
+
+    def _known(self, symbol: str, told: int) -> int:
+        """Return the newest id that we have; where that is none, the first that was ever told.
+
+        What is told above that was printed while we listened, and should have come.
+        """
+        last_id = self.last_id(symbol)
+        return last_id if last_id >= 0 else self._first_told.setdefault(symbol, told)
 
     async def _ask(self, late: Sequence[str], now_s: float) -> None:
         missed = await self._ask_what_is_missed(late)
@@ -299,7 +317,8 @@ class Continuity:
         self.checks += 1
         since_ns = self._since_ns
         venue = await self._ask_last_ids(symbols)
-        missed = {s: venue[s] for s in symbols if venue.get(s, -1) > self.last_id(s) >= 0}
+        told = {symbol: venue.get(symbol, -1) for symbol in symbols}
+        missed = {s: last_id for s, last_id in told.items() if last_id > self._known(s, last_id)}
         self._printed.update(missed)
         if since_ns == self._since_ns:  # else a connection broke after the answer, perhaps
             self._confirmed.update(s for s in symbols if s not in missed)

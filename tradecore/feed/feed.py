@@ -144,9 +144,10 @@ class Feed:
         return sum(connection.state is State.LIVE for connection in self.connections)
 
     def breaks(self) -> tuple[int, bool]:
-        """Return how often data may have been missed, and whether all connections are open now.
+        """Return how often data may have been missed, and whether a line is whole now.
 
-        A rollover for age or by the venue's notice misses none.
+        A rollover for age or by the venue's notice misses none. A line is whole when all of its
+        connections are open.
         """
         deaf = (Cause.SILENT.value, Cause.STALE.value)
         count = 0
@@ -154,7 +155,8 @@ class Feed:
             count += sum(status.reconnects.values())
             count += sum(status.rollovers[cause] for cause in deaf)
         opened = (State.SUBSCRIBING, State.LIVE, State.STALE)
-        return count, all(one.state in opened for one in self.connections)
+        broken = {one.plan.line for one in self.connections if one.state not in opened}
+        return count, len(broken) < len(self._endpoints)
 
     def describe(self) -> list[ConnectionStatus]:
         """Return a snapshot of every connection, in order of line and number."""

@@ -12,6 +12,7 @@ from tradecore.feed.endpoint import Endpoint
 from tradecore.feed.gate import Gate
 from tradecore.feed.lines import Alternates
 from tradecore.feed.plan import Plan, Reason, SessionOver
+from tradecore.feed.pulse import Pulse
 from tradecore.feed.session import Session
 from tradecore.feed.states import Machine, State
 from tradecore.feed.subscriptions import Share
@@ -49,6 +50,8 @@ class Upkeep:
     draw_lifetime_s: Callable[[], float]
     reading: asyncio.Event
     tally: Tally = field(default_factory=Tally)
+    pulse: Pulse = field(default_factory=Pulse)
+    """Of the latest session."""
 
 
 class Leg:
@@ -97,8 +100,9 @@ class Leg:
             self.machine.connect()
             self.epoch = up.next_epoch()
             self.lifetime_s = up.draw_lifetime_s()
+            up.pulse = up.pulse.handed_on()
             self.session = Session(
-                up.plan, up.share, self.epoch, endpoint, self.machine, up.reading
+                up.plan, up.share, self.epoch, endpoint, self.machine, up.reading, up.pulse
             )
             self.session.connect_s *= min(1.0, _FIRST_LIMIT * 2**self._failed)
             over = await self.session.live()

@@ -105,6 +105,8 @@ class Timing:
     """Longest time without a data event when a ticker, which comes every second, is among them."""
     quiet_silent_s: float = 120.0
     """The same without any ticker: a thin symbol may honestly have no trade for a while."""
+    first_data_s: float = 5.0
+    """The same for the first data event of a socket with tickers."""
     suspicious_s: float = 2.0
     """No silence below this is looked into, however busy the connection is."""
     ping_s: float = 2.0

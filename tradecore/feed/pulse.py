@@ -43,6 +43,12 @@ class Pulse:
         self._patience = 1 + (self._patience - 1) * exp(-self._gap_s / (10 * self._memory_s))
         self._gap_s = self.silence_s = 0.0
 
+    def handed_on(self) -> "Pulse":
+        """Return the pulse of a session that follows: it knows the pace, and no silence yet."""
+        other = Pulse(self._memory_s)
+        other._events, other._span_s = self._events, self._span_s
+        return other
+
     def forgive(self) -> None:
         """Count silence from now: nobody was reading, or the silence was found to be honest."""
         self.silence_s = 0.0

@@ -51,7 +51,9 @@ class Session:
         endpoint: Endpoint,
         machine: Machine,
         reading: asyncio.Event,
+        pulse: Pulse | None = None,
     ) -> None:
+        """`pulse`: what sessions before it have learnt of the pace of these streams."""
         self.epoch = epoch
         self.endpoint = endpoint
         self.machine = machine
@@ -73,7 +75,7 @@ class Session:
         self._over: SessionOver | None = None
         self._wake = asyncio.Event()  # set when what somebody may wait for has come
         self._gone = asyncio.Event()
-        self._pulse = Pulse()
+        self._pulse = pulse or Pulse()
         self._behind = Behind(plan.timing.behind_s)
         self._looked_ns = 0
         self._mark_due_ns = 0  # when the mark of what is owed is set for good; 0: it is
@@ -324,6 +326,8 @@ class Session:
         """Find out whether the socket, its data or the market is quiet, when data have stopped."""
         silence_s = self._pulse.silence_s
         cap_s = self._plan.silent_s(self._share)
+        if self._share.ticks and not self.data_came:
+            cap_s = min(cap_s, self._timing.first_data_s)
         if silence_s <= self._pulse.limit_s(self._timing.suspicious_s, cap_s):
             return
         heard_ns, pongs = self.last_data_ns, self._pongs
