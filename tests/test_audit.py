@@ -580,6 +580,26 @@ async def test_many_symbols_that_were_away_for_days(db: Database) -> None:
     assert await db.conn.fetchval("SELECT count(*) FROM trade_audits") == 0
 
 
+async def test_a_kline_that_is_gone_is_missed_again(db: Database) -> None:
+    """As when klines are dropped by age: the minute must not be looked at for ever."""
+    desk = Desk(db, 4)
+    items = steady(5)
+    told = candles(items, 4, symbols=1)
+    await desk.store([item for item in items if item.trade_id not in (107, 112)])
+    await desk.tell(told)
+    assert (await desk.audit()).waiting == 2
+    await desk.run("DELETE FROM klines WHERE timestamp <= $1", at(us_of(2)))
+    await desk.run("UPDATE trade_audits SET retry_at = now() WHERE open_time = $1", at(us_of(1)))
+    await desk.store([items[12]])
+    report = await desk.audit()
+    assert report.klines_missing == ((BTC, us_of(1), us_of(2)),)
+    assert (report.unproven, report.proven_us) == (2, {BTC: us_of(1)})
+    assert (await desk.audit()).checked == 0
+    await desk.store([items[7]])
+    await put_klines(db.pool, BTC, rest_rows(told), asked_us=(us_of(1), us_of(3)))
+    assert (await desk.audit()).proven_us == {BTC: us_of(4)}
+
+
 async def test_klines_by_rest_do_not_replace_those_of_the_stream(db: Database) -> None:
     desk = Desk(db, 3)
     told = candles(steady(3), 3, symbols=1)

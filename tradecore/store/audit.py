@@ -169,6 +169,10 @@ async def _audit_minute(
         if not symbols:
             return
         klines = {row[0]: Kline(*row) async for row in _rows(conn, sql.KLINES, open_time, symbols)}
+        minute = asyncpg.Range(open_time, open_time + _MINUTE)
+        gone = [s for s in earlier if s not in klines and not earlier[s]["asked_at"]]
+        if gone:
+            await conn.execute(sql.GONE, gone, minute)
         symbols = [s for s in symbols if s in klines or (s in earlier and earlier[s]["asked_at"])]
         minutes = await _minutes(conn, open_time, symbols, klines)
         started = {s for s in symbols if locked[s]["proven_from"] is not None or s in behind}
@@ -186,7 +190,6 @@ async def _audit_minute(
         await _write_down(conn, open_time, open_rows, klines, earlier)
         done = [s for s in symbols if s not in unready]
         begins = [behind.get(s, None if s in partial else open_time) for s in done]
-        minute = asyncpg.Range(open_time, open_time + _MINUTE)
         await _advance(conn, done, open_time + _MINUTE, begins, behind, minute)
     # Committed: now it may be told.
     tally.stuck |= unready

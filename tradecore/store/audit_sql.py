@@ -234,6 +234,16 @@ PROVEN = """
 DELETE FROM trade_audits WHERE open_time = $1::timestamptz AND symbol = ANY($2::text[])
 """
 
+# A minute whose kline is gone: it is missed again. $2: the minute.
+GONE = """
+WITH gone AS (
+    DELETE FROM trade_audits
+    WHERE open_time = lower($2::tstzrange) AND symbol = ANY($1::text[]) RETURNING symbol
+)
+UPDATE audit_state AS s SET no_kline = s.no_kline + tstzmultirange($2::tstzrange)
+FROM gone WHERE s.symbol = gone.symbol
+"""
+
 UNPROVEN = """
 INSERT INTO trade_audits AS a
     (symbol, open_time, state, reason, detail, first_id, last_id, audited_at, tries, retry_at,
