@@ -304,6 +304,17 @@ async def test_streams_that_have_banned_us_are_not_asked(settings: Settings, ven
     assert venue.upgrades == 1
 
 
+async def test_two_lines_over_one_host_are_hardly_two(settings: Settings, venue: Venue) -> None:
+    (url,) = settings.websocket_urls
+    two = replace(settings, feed_lines=2)
+    assert about(await findings(two), "venue")[-1].text == (
+        "both lines go over 127.0.0.1 and fail together"
+    )
+    other = url.replace("127.0.0.1", "localhost")
+    for fine in (settings, replace(two, websocket_urls=(url, other))):
+        assert "fail together" not in str(await findings(fine))
+
+
 async def test_a_venue_without_streams(settings: Settings) -> None:
     wrong = replace(settings, websocket_urls=(settings.websocket_urls[0] + "/nothing",))
     found = about(await findings(wrong), "venue")

@@ -16,6 +16,7 @@ from fake_venue import Peer, StubListener, Venue, eventually
 
 from tradecore.backoff import AttemptBudget, Backoff
 from tradecore.errors import VenueError
+from tradecore.feed import lines
 from tradecore.feed.addresses import AddressBook
 from tradecore.feed.connection import Connection
 from tradecore.feed.endpoint import Endpoint
@@ -708,6 +709,25 @@ async def test_alternates_are_tried_after_the_first_retry(venue: Venue) -> None:
         status = connection.describe()
         assert status.attempts_failed == 2
         assert status.endpoint == f"127.0.0.1:{venue.port}"
+
+
+async def test_a_line_that_took_refuge_goes_home(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "AWAY_S", 0.5)
+    home = Venue()
+    home.port = free_port()
+    connection = connect(f"ws://localhost:{home.port}", venue.url)
+    connection._up.alternates = lines.Alternates(connection.plan.endpoints, avoid_s=0.3)
+    async with Running(connection):
+        await eventually(lambda: connection.state is State.LIVE)
+        assert connection.describe().endpoint == f"127.0.0.1:{venue.port}"
+        await home.start()
+        await eventually(lambda: connection.describe().endpoint == f"localhost:{home.port}")
+        await eventually(lambda: connection.describe().rollovers["age"] == 1)
+        await asyncio.sleep(0.7)
+        assert connection.describe().rollovers["age"] == 1 and len(home.peers) == 1
+    await home.stop()
 
 
 async def test_a_bug_is_told_and_outlived(venue: Venue, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,12 @@
 """Hosts of the lines, and which endpoint comes next after failures."""
 
+from math import inf
+
 import pytest
 
 from tradecore.errors import SettingsError
 from tradecore.feed.endpoint import Endpoint
-from tradecore.feed.lines import DEFAULT_URL, Alternates, line_endpoints
+from tradecore.feed.lines import AVOID_S, AWAY_S, DEFAULT_URL, Alternates, line_endpoints
 from tradecore.settings import load
 
 SECOND_NS = 1_000_000_000
@@ -67,6 +69,28 @@ def test_endpoints_that_must_not_be_asked_are_passed_over() -> None:
     assert alternates.pick(4, silent.__getitem__) == B  # the oldest failure of those two
     silent.update({B: 20.0, C: 10.0})
     assert alternates.pick(4, silent.__getitem__) == C  # the first that may be asked again
+
+
+def test_a_line_does_not_stay_with_the_others_host() -> None:
+    """Line B, at home at the market data host, with the two ports of the other one behind it."""
+    home, away, port = line_endpoints((DEFAULT_URL,), 1)
+    alternates = Alternates((home, away, port))
+    assert alternates.stay_s(home) == inf
+    for _ in range(2):
+        alternates.failed(home, 0)
+    assert alternates.stay_s(away) == alternates.stay_s(port) == AWAY_S > AVOID_S
+    # By then its own host is the next again.
+    assert alternates.pick(int(0.8 * AWAY_S) * SECOND_NS) == home
+    for _ in range(3):
+        alternates.failed(home, 0)
+    assert alternates.stay_s(away) == 8 * AWAY_S
+    alternates.worked(home)
+    assert alternates.stay_s(away) == AWAY_S
+
+
+def test_another_port_is_as_good_as_home() -> None:
+    first, second, _ = line_endpoints((DEFAULT_URL,), 0)
+    assert Alternates((first, second)).stay_s(second) == inf
 
 
 def test_a_single_endpoint_is_always_the_next() -> None:

@@ -285,6 +285,16 @@ async def _venue(settings: Settings) -> AsyncIterator[Finding]:
         await client.close()
     for one in settings.websocket_urls:
         yield await _websocket(one, settings.data_dir)
+    if settings.feed_lines > 1 and len(hosts := _hosts(settings)) == 1:
+        text = f"both lines go over {hosts.pop()} and fail together"
+        yield Finding("warn", "venue", text, "give BINANCE_WEBSOCKET_URL a second host")
+
+
+def _hosts(settings: Settings) -> set[str]:
+    from tradecore.feed.lines import line_endpoints
+
+    lines = range(settings.feed_lines)
+    return {line_endpoints(settings.websocket_urls, line)[0].host for line in lines}
 
 
 def _unreachable(text: str, variable: str) -> Finding:

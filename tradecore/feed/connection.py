@@ -79,7 +79,7 @@ class Connection:
             Alternates(plan.endpoints),
             gate,
             next_epoch,
-            lambda: plan.max_age_s * uniform(_YOUNGEST, 1.0),
+            lambda most_s: min(plan.max_age_s, most_s) * uniform(_YOUNGEST, 1.0),
             self._reading,
         )
         self._present: Leg | None = None

@@ -47,7 +47,8 @@ class Upkeep:
     alternates: Alternates
     gate: Gate
     next_epoch: Callable[[], int]
-    draw_lifetime_s: Callable[[], float]
+    draw_lifetime_s: Callable[[float], float]
+    """Takes how long a session may live at most."""
     reading: asyncio.Event
     tally: Tally = field(default_factory=Tally)
     pulse: Pulse = field(default_factory=Pulse)
@@ -99,7 +100,7 @@ class Leg:
             began_ns = clock.mono_ns()
             self.machine.connect()
             self.epoch = up.next_epoch()
-            self.lifetime_s = up.draw_lifetime_s()
+            self.lifetime_s = up.draw_lifetime_s(up.alternates.stay_s(endpoint))
             up.pulse = up.pulse.handed_on()
             self.session = Session(
                 up.plan, up.share, self.epoch, endpoint, self.machine, up.reading, up.pulse

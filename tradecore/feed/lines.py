@@ -1,6 +1,7 @@
 """Which hosts a line uses, in which order, and which of them to avoid for a while."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 from tradecore.feed.endpoint import Endpoint
 
@@ -16,6 +17,9 @@ _VENUE_URLS = (
 
 AVOID_S = 600.0
 """How long an endpoint that failed twice in a row is passed over while another one is left."""
+
+AWAY_S = 900.0
+"""How long a session may stay at another host than the line's own before it goes home."""
 
 
 def line_endpoints(urls: Sequence[str], line: int) -> tuple[Endpoint, ...]:
@@ -63,6 +67,17 @@ class Alternates:
         if allowed:
             return min(allowed, key=self._failed_ns.__getitem__)
         return min(silent, key=silent.__getitem__)
+
+    def stay_s(self, endpoint: Endpoint) -> float:
+        """Return how long a session may stay there: at the line's own host, for ever.
+
+        A line that took refuge at the other line's host shares its fate. The time doubles with
+        each failure at home, since a host that never lets us in is no home.
+        """
+        home = self._endpoints[0]
+        if endpoint.host == home.host:
+            return inf
+        return AWAY_S * 2.0 ** min(max(self._failures[home] - 2, 0), 20)
 
     def failed(self, endpoint: Endpoint, now_ns: int) -> None:
         """Note an attempt that led to nothing, or a session that ended before it settled."""
