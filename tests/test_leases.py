@@ -8,8 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tradecore import clock
+from tradecore import clock, sharing
 from tradecore.errors import TransientStoreError
+from tradecore.sharing import Sharing
 from tradecore.store.leases import Leases
 from tradecore.store.pool import open_pool
 
@@ -308,3 +309,85 @@ async def test_claims_at_once_never_give_one_shard_to_two(make: Make, pool: asyn
     await asyncio.wait_for(asyncio.gather(reign(), *work), 60)
     assert set(fences) == ALL
     await until(lambda: parted(*steady), steady, 10)
+
+
+class Node:
+    """A daemon's share: real leases, and a venue that is within reach or not."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.leases = leases
+        self.reaches = True
+        self.sharing = Sharing(leases, SHARDS, self._apply, lambda: self.reaches)
+
+    async def _apply(self, held: frozenset[int]) -> None:
+        pass
+
+    @property
+    def held(self) -> frozenset[int]:
+        return self.leases.held()
+
+
+@pytest.fixture
+async def nodes(make: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Node]]:
+    """Three of them at work."""
+    for name, seconds in {"TICK_S": TICK_S / 2, "CUT_OFF_S": 0.5, "LINGER_S": 0.1}.items():
+        monkeypatch.setattr(sharing, name, seconds)
+    nodes = [Node(make(name)) for name in "abc"]
+    tasks = [asyncio.create_task(node.sharing.run()) for node in nodes]
+    await eventually(lambda: parted(*(node.leases for node in nodes)))
+    yield nodes
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def eventually(condition: Callable[[], bool], limit_s: float = 10.0) -> float:
+    begun = REAL_NS()
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+    return (REAL_NS() - begun) / 1e9
+
+
+async def test_whoever_cannot_reach_the_venue_stands_aside_until_it_can(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    await eventually(lambda: a.sharing.held == a.held)
+    before = a.held
+    a.reaches = False
+    await eventually(lambda: parted(b.leases, c.leases) and not a.held)
+    assert a.sharing.held == before, "it goes on trying with what it had"
+    await asyncio.sleep(3 * TTL_S)
+    assert parted(b.leases, c.leases)
+    a.reaches = True
+    await eventually(lambda: parted(*(node.leases for node in nodes)))
+    await eventually(lambda: a.sharing.held == a.held)
+
+
+async def test_nothing_is_left_to_nobody_when_all_are_cut_off(nodes: list[Node]) -> None:
+    for node in nodes:
+        node.reaches = False
+    await eventually(lambda: sorted(len(node.held) for node in nodes) == [0, 0, SHARDS])
+    await asyncio.sleep(3 * TTL_S)
+    assert sorted(len(node.held) for node in nodes) == [0, 0, SHARDS]
+    back = next(node for node in nodes if not node.held)
+    back.reaches = True
+    await eventually(lambda: back.held == ALL)
+    for node in nodes:
+        node.reaches = True
+    await eventually(lambda: parted(*(node.leases for node in nodes)))
+
+
+async def test_a_node_that_stands_aside_comes_back_when_no_other_is_left(
+    nodes: list[Node], pool: asyncpg.Pool
+) -> None:
+    a, b, c = nodes
+    a.reaches = False
+    await eventually(lambda: parted(b.leases, c.leases))
+    await b.leases.release()
+    await c.leases.release()
+    b.leases.tick = c.leases.tick = pause  # type: ignore[method-assign]
+    await eventually(lambda: a.held == ALL, TTL_S * 4)
+
+
+async def pause() -> frozenset[int]:
+    return frozenset()

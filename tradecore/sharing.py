@@ -4,10 +4,14 @@ Which daemon captures what is a question of cost, not of truth: the ledger takes
 whoever brings it. So while the database cannot be asked, a daemon goes on with the shards that it
 had. Others can have taken them over only if the database is away from us alone, and then both
 capture the same for a while.
+
+A daemon that cannot reach the venue while others might gives its leases back, and goes on trying
+with the shards that it had: when it gets through, it takes part again. The last one keeps all.
 """
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from socket import gethostname
 from zlib import crc32
@@ -30,15 +34,31 @@ LINGER_S = 5.0
 """How long symbols that another daemon has taken over are captured on."""
 
 
+CUT_OFF_S = 15.0
+"""How long the venue may be out of reach before others shall try; drawn from 80 to 120 % of it, so
+that daemons which are cut off together do not all leave in the same moment."""
+
+
 class Sharing:
     """`run` it until it is cancelled; `held` is what this daemon captures."""
 
     def __init__(
-        self, leases: Leases, shards: int, apply: Callable[[frozenset[int]], Awaitable[None]]
+        self,
+        leases: Leases,
+        shards: int,
+        apply: Callable[[frozenset[int]], Awaitable[None]],
+        reaches_venue: Callable[[], bool],
     ) -> None:
-        """`apply(held)` makes the feed follow; it is called whenever the share has changed."""
+        """`apply(held)` makes the feed follow; it is called whenever the share has changed.
+
+        `reaches_venue` tells whether a connection is open, or none is wanted.
+        """
         self._leases = leases
         self._apply = apply
+        self._reaches_venue = reaches_venue
+        self._reached_s = clock.mono_ns() / 1e9
+        self._cut_off_s = _draw_s()
+        self._aside = False
         self._lost_s: dict[int, float] = {}
         self._changed = asyncio.Event()
         self.total = shards
@@ -68,15 +88,38 @@ class Sharing:
     async def _renew(self) -> None:
         while True:
             try:
-                held = await self._leases.tick()
+                held = await self._due()
             except TransientStoreError as error:
                 once_per(log, "leases").warning(
                     "leases cannot be renewed; capturing the same symbols on",
                     extra={"held": len(self.held), "error": str(error)},
                 )
+                self._reached_s = clock.mono_ns() / 1e9  # a full ring wants no data either
             else:
-                self._take(held, clock.mono_ns() / 1e9)
+                if held is not None:
+                    self._take(held, clock.mono_ns() / 1e9)
             await asyncio.sleep(TICK_S)
+
+    async def _due(self) -> frozenset[int] | None:
+        """Return the shards that are ours by lease; None = others have them, as we are cut off."""
+        now_s = clock.mono_ns() / 1e9
+        if not self.held or self._reaches_venue():
+            self._reached_s = now_s
+        if now_s - self._reached_s > self._cut_off_s:
+            if self._aside and await self._leases.others():
+                return None
+            if not self._aside and self._leases.live_nodes > 1:
+                log.warning(
+                    "the venue cannot be reached; others take our symbols, and we go on trying",
+                    extra={"shards": sorted(self.held), "nodes": self._leases.live_nodes},
+                )
+                self._aside = True
+                await self._leases.release()
+                return None
+        if self._aside:
+            log.info("taking part in the symbols again")
+            self._aside, self._cut_off_s = False, _draw_s()
+        return await self._leases.tick()
 
     def _take(self, held: frozenset[int], now_s: float) -> None:
         """Capture what is ours, and for a while what was: the new owner has to connect first."""
@@ -102,6 +145,10 @@ class Sharing:
             await self._changed.wait()
             self._changed.clear()
             await self._apply(self.held)
+
+
+def _draw_s() -> float:
+    return CUT_OFF_S * random.uniform(0.8, 1.2)
 
 
 def node_of(settings: Settings) -> str:

@@ -30,6 +30,7 @@ from tradecore.errors import EXIT_OK, TradecoreError, TransientStoreError
 from tradecore.feed._listener import FrameListener
 from tradecore.feed.feed import Feed
 from tradecore.feed.gate import Gate
+from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.http.server import SideServer
 from tradecore.observer import Observer, Parts
@@ -158,7 +159,9 @@ class Supervisor:
         self._sharing: Sharing | None = None
         if settings.shards:
             leases = Leases(lambda: self._store.pool, node_of(settings), settings.shards)
-            self._sharing = Sharing(leases, settings.shards, self._roster.share)
+            self._sharing = Sharing(
+                leases, settings.shards, self._roster.share, self._reaches_venue
+            )
         self._observer = Observer(
             settings,
             Parts(
@@ -334,6 +337,11 @@ class Supervisor:
             self._settings.feed_lines > 1 or self._settings.shards > 0 or self._feed.rolling(symbol)
         )
         return _GRACE_OF_TWO_S if several else _GRACE_S
+
+    def _reaches_venue(self) -> bool:
+        """Tell whether any connection is open, or none is wanted."""
+        states = {connection.state for connection in self._feed.connections}
+        return not states or not states.isdisjoint((State.SUBSCRIBING, State.LIVE))
 
     def _is_busy(self) -> bool:
         """The rows of the ring come first."""

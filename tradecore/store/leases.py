@@ -62,6 +62,8 @@ SELECT count(*) FROM nodes
 WHERE shards = $1::int AND seen_at > clock_timestamp() - $2::float8 * interval '1 s'
 """
 
+_OTHERS = f"{_LIVE} AND name <> $3::text"
+
 _MINE = """
 FROM unnest($3::int[], $4::int8[]) AS mine (shard, fence)
 WHERE leases.shards = $1::int AND leases.owner = $2::text AND leases.shard = mine.shard
@@ -146,6 +148,15 @@ class Leases:
                 raise as_transient(exc, "renew the leases") from exc
             self._keep(fences, begun_ns + int(self._ttl_s * 1e9))
             return self.held()
+
+    async def others(self) -> int:
+        """Return how many nodes take part besides us, who may have left. Raises as `tick` does."""
+        try:
+            async with asyncio.timeout(self._ttl_s):
+                key = self._shards, self._ttl_s, self._node
+                return int(await self._pool().fetchval(_OTHERS, *key))
+        except _TROUBLE as exc:
+            raise as_transient(exc, "count the nodes") from exc
 
     async def release(self) -> None:
         """Leave: every lease ends now, so that others can take the shards at once.
