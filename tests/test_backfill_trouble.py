@@ -6,10 +6,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import web
 from fakes import simulated_exchange
 from fill_desk import Desk, desk, running, today_us, until
 from rest_desk import odd_server
 
+from tradecore import clock
 from tradecore.backfill import engine as module
 from tradecore.backfill.work import UnderWay
 from tradecore.store.embedded import EmbeddedPostgres
@@ -193,6 +195,32 @@ async def test_a_dump_host_that_refuses_is_left_alone(
         async with running(backfill):
             await until(lambda: len(under_way(backfill)) == 3)
             await until(lambda: all("HTTP 403" in one.why for one in under_way(backfill)))
+        assert len(odd.asked) == 1
+
+
+async def test_a_dump_that_takes_its_time_holds_up_what_needs_none(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """All workers would wait for one another's dumps."""
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response(status=404)
+
+    symbols = [f"S{i}USDT" for i in range(6)]
+    options = {**DAYS, "symbols": ",".join([BTC, *symbols])}
+    async with desk(migrated_database, tmp_path, **options) as d, odd_server(hang) as odd:
+        for symbol in symbols:
+            first = d.market.first_id(symbol)
+            await d.capture(symbol, (first, first), (first + 9, first + 9))
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_url=odd.url)
+        async with running(backfill):
+            await until(lambda: len(under_way(backfill)) == len(symbols) and odd.asked)
+            await until(lambda: len([w for w in backfill._works.values() if w.lost]) == 6)
+            newest = d.market.next_id(BTC, clock.wall_ns() // 1000) - 1
+            await d.capture(BTC, (newest - 10, newest - 10), (newest, newest))
+            backfill.wake([(BTC, newest - 9, newest - 1)])
+            await until(lambda: d.whole(BTC, newest - 10, newest))
         assert len(odd.asked) == 1
 
 

@@ -103,7 +103,7 @@ class Daily:
     async def instead_of_pages(self, work: Work) -> bool:
         """Read the dump of a day that would take too many pages; tell whether it was there."""
         day = plan.long_day(work.hole, clock.wall_ns() // 1000)
-        if day is None or day in work.without:
+        if day is None or day in work.without or self._dumps.is_busy:
             return False
         work.without.add(day)
         others = {one.hole for one in self._works_of(work.symbol) if one.below_us is not None}

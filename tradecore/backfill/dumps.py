@@ -74,6 +74,11 @@ class Dumps:
         self._trouble = ""
 
     @property
+    def is_busy(self) -> bool:
+        """Whether one is being fetched or read."""
+        return self._turn.locked()
+
+    @property
     def silent_s(self) -> float:
         """For how many seconds nothing is fetched, since host or disk refused the last one."""
         return max(self._silent_until_s - clock.mono_ns() / 1e9, 0.0)

@@ -2,14 +2,15 @@
 
 The daemon runs it for ever over the holes younger than BACKFILL_MAX_AGE; `tradecore backfill` runs
 it once over the holes that it names. Each turn of a hole is one step (see `step`), and then
-the newest hole that is due gets the next one: no hole, however long or broken, keeps another
-waiting.
+the newest hole that is due gets the next one. So a hole that cannot be filled keeps no other one
+waiting, and a long one those of its own symbol for a step. Dumps are read one at a time, since they
+take minutes: the other workers are left to what needs none.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from heapq import nlargest
 from itertools import chain
@@ -205,16 +206,12 @@ class Backfill:
         now_s = _now_s()
         if self._paused() or now_s < self._venue_not_before_s:
             return
-        due: list[Work | Reach] = [
-            work
-            for work in self._all()
-            if work.not_before_s <= now_s and work.symbol not in self._busy
-        ]
+        due = [work for work in self._free() if work.not_before_s <= now_s]
         due.sort(key=_age_order, reverse=True)
         for work in due:
             if len(self._busy) >= self._policy.workers:
                 return
-            if work.symbol in self._busy or self._is_fresh(work, now_s):
+            if not self._is_free(work) or self._is_fresh(work, now_s):
                 continue
             self._busy[work.symbol] = work
             group.create_task(self._turn(work), name=f"fill {work}")
@@ -234,7 +231,7 @@ class Backfill:
     async def _wait(self) -> None:
         """Wait for the end of a step, for a new hole, or for the next thing that is due."""
         now_s = _now_s()
-        times = [work.not_before_s for work in self._all() if work.symbol not in self._busy]
+        times = [work.not_before_s for work in self._free()]
         full = len(self._busy) >= self._policy.workers
         wait_s = 60.0 if full or not times else max(min(times), self._venue_not_before_s) - now_s
         if self._left is None:
@@ -359,9 +356,18 @@ class Backfill:
 
     # ---- the table of holes ------------------------------------------------------------------
 
-    def _all(self) -> Iterator[Work | Reach]:
-        yield from self._reaches.values()
-        yield from self._works.values()
+    def _free(self) -> list[Work | Reach]:
+        """Return what could have a turn now, as far as others' turns go."""
+        works: list[Work | Reach] = [*self._reaches.values(), *self._works.values()]
+        return [one for one in works if self._is_free(one)]
+
+    def _is_free(self, work: Work | Reach) -> bool:
+        return work.symbol not in self._busy and not (
+            self._needs_dump(work) and any(map(self._needs_dump, self._busy.values()))
+        )
+
+    def _needs_dump(self, work: Work | Reach) -> bool:
+        return isinstance(work, Work) and (bool(work.lost) or self._policy.source == "dump")
 
     def _work(
         self,
