@@ -122,13 +122,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="from here on, also before the first stored trade; a date or time (UTC), or 3d ago",
     )
     backfill.add_argument(
-        "--to", dest="to_text", metavar="TIME", help="only holes from before this"
+        "--to",
+        dest="to_text",
+        metavar="TIME",
+        help="only holes from before this; history is not bounded by it",
     )
     backfill.add_argument(
         "--source",
         choices=("auto", "rest", "dump"),
         default="auto",
-        help="the venue's REST, its daily dumps, or whatever is cheaper (default)",
+        help="the venue's REST, its daily dumps, or both (default): the dumps for what REST no"
+        " longer has and for long days",
     )
     import_ = add("import", _import, "store the venue's dump files of trades")
     import_.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders with them")
