@@ -18,7 +18,7 @@ from tests.torture.link import CUTS
 
 Fault = Callable[[Arena, Random], Awaitable[None]]
 _LIMIT_S = 60.0
-_RENEWED_S = 8.0
+_RENEWED_S = 4.0
 _ROLLOVER_S = 22.0
 """By then REST has been asked twice about a successor: what can go wrong has gone wrong."""
 _spares = iter(range(10**6))
@@ -487,8 +487,8 @@ FAULTS: dict[str, Fault] = {
     "rest_garbage": _rest("garbage"),
 }
 SHORT = (
-    "kill9", "reset", "drop", "two_daemons", "commit_cut", "shutdown", "rest_500", "pg_immediate",
-    "garbage", "reload",
+    "kill9", "reset", "drop", "two_daemons", "commit_cut", "pg_immediate", "reload", "tradeless",
+    "ban_418",
 )  # fmt: skip
 """Those that a short run has the time for."""
 LIMITS_S = {"mute_successor": 10.0}
