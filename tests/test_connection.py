@@ -672,7 +672,7 @@ async def test_new_subscriptions_reach_both_sessions(venue: Venue) -> None:
         connection.replace("a test")
         await eventually(lambda: len(venue.peers) == 2 and venue.last.subscribed)
         assert await connection.apply(wider, 1.0)
-        assert [peer.subscribed for peer in venue.peers] == [list(wider.streams)] * 2
+        assert [sorted(peer.subscribed) for peer in venue.peers] == [sorted(wider.streams)] * 2
         venue.peers[0].reset()
         venue.peers[1].reset()
         await eventually(lambda: len(venue.peers) == 3 and connection.state is State.LIVE)
@@ -698,7 +698,7 @@ async def test_a_handshake_that_hangs_gets_less_time_than_one_that_is_always_slo
             await eventually(lambda: len(ended) >= 4, 10)
     took = [b - a for a, b in zip(asked, ended, strict=False)][:4]
     for taken, expected in zip(took, (0.2, 0.4, 0.8, 0.8), strict=True):
-        assert expected - 0.05 < taken < expected + 0.3
+        assert 0.75 * expected < taken < expected + 0.3
 
 
 async def test_alternates_are_tried_after_the_first_retry(venue: Venue) -> None:

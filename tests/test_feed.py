@@ -160,8 +160,8 @@ async def test_symbols_come_and_go_without_touching_those_that_stay(venue: Venue
         assert [one.name for one in feed.describe()] == ["A0", "A1"]
         assert venue.peers[1].subscribed == [
             "sym0usdt@trade",
-            "sym0usdt@ticker",
             "sym0usdt@kline_1m",
+            "sym0usdt@ticker",
         ]
         assert not feed.rolling("NEWUSDT")
         # and a connection left with nothing is closed

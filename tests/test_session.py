@@ -109,7 +109,7 @@ async def test_live_after_replies_and_first_data(venue: Venue) -> None:
     venue.data_every_s = None
     rig = Rig(venue, silent_s=5.0)
     await eventually(lambda: venue.peers and venue.last.subscribed)
-    assert venue.last.subscribed == list(STREAMS)
+    assert venue.last.subscribed == list(SHARE.streams)
     await asyncio.sleep(3 * FAST.tick_s)
     assert rig.state is State.SUBSCRIBING  # an acknowledgement alone proves nothing
     venue.data_every_s = 0.01
@@ -531,7 +531,7 @@ async def test_a_refused_change_hurts_nothing_that_stays(venue: Venue) -> None:
     rig.session.want(SHARE)
     await eventually(lambda: rig.session.in_step)
     assert rig.session.refused == []
-    assert venue.last.subscribed == list(STREAMS)
+    assert venue.last.subscribed == list(SHARE.streams)
     await rig.end()
 
 

@@ -86,6 +86,12 @@ def test_rearranged_is_complete_and_moves_only_what_does_not_fit(
         assert all(len(share.symbols) == room for share in changed)
 
 
+def test_trades_are_asked_for_first_and_tickers_last() -> None:
+    for kinds in itertools.permutations(STREAMS):
+        names = [name.partition("@")[2] for name in Share(("A", "B", "C"), kinds).streams]
+        assert names == ["trade"] * 3 + ["kline_1m"] * 3 + ["ticker"] * 3
+
+
 def test_new_symbols_go_where_most_room_is() -> None:
     present = [Share(("A", "B", "C"), ("trade",)), Share(("D",), ("trade",))]
     changed, new = subscriptions.rearrange(present, "ABCDEF", ("trade",), 4)
@@ -103,7 +109,7 @@ def test_a_connection_without_symbols_is_not_filled_while_others_have_room() -> 
 def test_what_a_share_tells() -> None:
     share = Share(("BTCUSDT", "ETHUSDT"), ("trade", "ticker"))
     assert share.ticks and share.traded == ("BTCUSDT", "ETHUSDT")
-    assert share.streams == ("btcusdt@trade", "btcusdt@ticker", "ethusdt@trade", "ethusdt@ticker")
+    assert share.streams == ("btcusdt@trade", "ethusdt@trade", "btcusdt@ticker", "ethusdt@ticker")
     assert not Share(("BTCUSDT",), ("kline_1m",)).traded
     assert not Share(("BTCUSDT",), ("trade",)).ticks
 

@@ -8,13 +8,15 @@ from math import ceil
 
 import orjson
 
-from tradecore.schema import STREAM_TICKER, STREAM_TRADE
+from tradecore.schema import STREAM_KLINE, STREAM_TICKER, STREAM_TRADE
 
 MAX_STREAMS = 1024
 """Streams that the venue allows on one connection."""
 
 MAX_REQUEST_BYTES = 3500
 """Requests above 4,088 bytes were seen to be ignored without a word; stay well below."""
+
+_LATE = (STREAM_KLINE, STREAM_TICKER)
 
 _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
@@ -33,8 +35,13 @@ class Share:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The venue's names, those of a symbol side by side."""
-        return tuple(stream_name(symbol, kind) for symbol in self.symbols for kind in self.kinds)
+        """The venue's names in the order in which they are asked for.
+
+        A full connection takes several requests, half a second apart, and what comes late has
+        missed something: trades are first, and tickers, which only repeat themselves, last.
+        """
+        kinds = sorted(self.kinds, key=lambda kind: _LATE.index(kind) if kind in _LATE else -1)
+        return tuple(stream_name(symbol, kind) for kind in kinds for symbol in self.symbols)
 
     @property
     def traded(self) -> tuple[str, ...]:
