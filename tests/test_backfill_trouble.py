@@ -12,14 +12,15 @@ from fill_desk import Desk, desk, running, today_us, until
 from rest_desk import odd_server
 
 from tradecore import clock
-from tradecore.backfill import engine as module
+from tradecore.backfill import table
+from tradecore.backfill.engine import Backfill
 from tradecore.backfill.work import UnderWay
 from tradecore.store.embedded import EmbeddedPostgres
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
 
 
-def under_way(backfill: module.Backfill) -> tuple[UnderWay, ...]:
+def under_way(backfill: Backfill) -> tuple[UnderWay, ...]:
     return backfill.stats.under_way
 
 
@@ -124,7 +125,7 @@ async def test_newest_first_and_bounded(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More holes than are held in memory: all are filled, the newest first."""
-    monkeypatch.setattr(module, "MAX_HOLES", 4)
+    monkeypatch.setattr(table, "MAX_HOLES", 4)
     async with desk(migrated_database, tmp_path, first_id=1000) as d:
         spans = [(i, i + 5) for i in range(1000, 16_000, 1500)]
         await d.capture(BTC, *spans)
@@ -132,7 +133,7 @@ async def test_newest_first_and_bounded(
         held = []
 
         async def whole() -> bool:
-            held.append(len(backfill._works))
+            held.append(len(backfill._table.active))
             return await d.whole(BTC, 1000, spans[-1][1])
 
         async with running(backfill):
@@ -151,7 +152,7 @@ async def test_holes_that_cannot_be_filled_keep_none_waiting(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than are held, and all newer than one that can be filled."""
-    monkeypatch.setattr(module, "MAX_HOLES", 4)
+    monkeypatch.setattr(table, "MAX_HOLES", 4)
     async with desk(migrated_database, tmp_path, first_id=1000) as d:
         refused = ", ".join(str(i) for i in range(3010, 3100, 10))
         await d.conn.execute(f"ALTER TABLE raw_trades ADD CHECK (trade_id NOT IN ({refused}))")
@@ -161,7 +162,7 @@ async def test_holes_that_cannot_be_filled_keep_none_waiting(
         held = []
 
         async def whole() -> bool:
-            held.append(len(backfill._works))
+            held.append(len(backfill._table.active))
             return await d.whole(ETH, 1000, 1015)
 
         async with running(backfill):
@@ -179,7 +180,7 @@ async def test_very_many_holes_at_once_are_left_to_the_look(
         backfill.wake([(BTC, i, i) for i in range(0, 20_000, 2)])
         assert backfill.idle
         backfill.wake([(BTC, i, i) for i in range(0, 400, 2)])
-        assert len(backfill._works) == 200
+        assert len(backfill._table.active) == 200
 
 
 async def test_a_dump_host_that_refuses_is_left_alone(
@@ -216,7 +217,7 @@ async def test_a_dump_that_takes_its_time_holds_up_what_needs_none(
         backfill = d.backfill(max_age_s=10 * 86_400, dump_url=odd.url)
         async with running(backfill):
             await until(lambda: len(under_way(backfill)) == len(symbols) and odd.asked)
-            await until(lambda: len([w for w in backfill._works.values() if w.lost]) == 6)
+            await until(lambda: len([w for w in backfill._table.active.values() if w.lost]) == 6)
             newest = d.market.next_id(BTC, clock.wall_ns() // 1000) - 1
             await d.capture(BTC, (newest - 10, newest - 10), (newest, newest))
             backfill.wake([(BTC, newest - 9, newest - 1)])

@@ -11,19 +11,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from heapq import nlargest
-from itertools import chain
 
 from tradecore import clock
-from tradecore.backfill import plan
+from tradecore.backfill import plan, table
 from tradecore.backfill.step import Filler
+from tradecore.backfill.table import Table, age_order, backoffs
 from tradecore.backfill.work import (
     FillPolicy,
     FillStats,
     Reach,
     Step,
-    UnderWay,
     Work,
     WrongReplyError,
 )
@@ -33,7 +30,6 @@ from tradecore.log import once_per
 from tradecore.rest.budget import RestError
 from tradecore.rest.client import RestClient
 from tradecore.store.holes import OpenHole
-from tradecore.store.ledger import Span
 from tradecore.store.store import Store
 
 __all__ = ["Backfill", "FillPolicy", "FillStats", "Work"]
@@ -42,12 +38,6 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 0.5
 """A fresh hole is left alone so long: the other line or a late frame may fill it."""
-
-MAX_HOLES = 2000
-"""Holes that are being filled; the others are found again when these are done."""
-
-MAX_LATER = 20_000
-"""Holes that wait for longer than a look; those that can be filled are looked for past them."""
 
 KEEP_S = 3 * 86_400.0
 """So much older a hole that was found in time may get: the longest ban, or a dump that is late."""
@@ -87,12 +77,11 @@ class Backfill:
         self._grace = grace
         self._paused = paused
         self._on_progress = on_progress
-        self._filler = Filler(store, client, policy, self.stats, works_of=self._works_of)
-        self.stats.tell_under_way = self._under_way
-        self._works: dict[tuple[str, int], Work] = {}
-        self._later: dict[tuple[str, int], Work] = {}  # their turn is after the next look
         self._reaches: dict[str, Reach] = {}
         self._busy: dict[str, Work | Reach] = {}
+        self._table = Table(policy, self._busy)
+        self._filler = Filler(store, client, policy, self.stats, works_of=self._table.of)
+        self.stats.tell_under_way = self._table.under_way
         self._woken = asyncio.Event()
         self._looked_s = self._next_look_s = 0.0
         self._newest_us: int | None = None  # time of the newest stored trade
@@ -117,9 +106,9 @@ class Backfill:
         """Fill these holes, whatever their age; return those that are left, `why` says why."""
         self._left = []
         for hole in holes:
-            self._add_open(hole)
+            self._table.add_open(hole)
         async with asyncio.TaskGroup() as group:
-            while self._works or self._busy:
+            while self._table or self._busy:
                 self._begin(group)
                 await self._wait()
         return self._left
@@ -129,13 +118,13 @@ class Backfill:
         if self._policy.max_age_s <= 0:
             return
         fresh = list(holes)
-        if len(self._works) + len(fresh) > MAX_HOLES:
+        if len(self._table.active) + len(fresh) > table.MAX_HOLES:
             # The newest matter most; the look chooses them.
             self._next_look_s = min(self._next_look_s, self._looked_s + _LOOK_AGAIN_S)
             fresh = []
         now_us = clock.wall_ns() // 1000
         for symbol, first_id, last_id in fresh:
-            self._add(self._work(symbol, first_id, last_id, now_us, None, now_us))
+            self._table.add(symbol, first_id, last_id, now_us)
         self._woken.set()
 
     def reach(self, symbol: str, last_id: int, cause: str = "disconnect") -> None:
@@ -154,21 +143,21 @@ class Backfill:
             known.last_id = max(known.last_id, last_id)
         elif len(self._reaches) < _MAX_REACHES:
             now_us = clock.wall_ns() // 1000
-            lag, trouble = self._backoffs()
-            self._reaches[symbol] = Reach(symbol, last_id, cause, now_us, lag, trouble)
+            delays = backoffs(self._policy)
+            self._reaches[symbol] = Reach(symbol, last_id, cause, now_us, *delays)
         self._woken.set()
 
     @property
     def idle(self) -> bool:
         """Whether it knows of nothing to do."""
-        return not (self._works or self._later or self._reaches or self._busy)
+        return not (self._table or self._reaches or self._busy)
 
     # ---- which hole is next ------------------------------------------------------------------
 
     async def _look(self) -> None:
         """Choose the newest of the open holes; forget those that are open no longer."""
         began_us = clock.wall_ns() // 1000
-        limit = MAX_HOLES + min(len(self._later), MAX_LATER)
+        limit = self._table.look_limit
         self._looked_s = _now_s()
         try:
             holes = await self._store.open_holes(limit=limit)
@@ -179,27 +168,12 @@ class Backfill:
             return
         self._next_look_s = _now_s() + self._policy.look_s * random.uniform(0.9, 1.1)
         self._newest_us = max(ends_us, default=None)
-        room = MAX_HOLES
-        chosen = {work.key for work in self._busy.values()}
-        for hole in holes:
-            key = hole.symbol, hole.first_id
-            if not self._is_wanted(hole.above_us, hole.detected_us):
-                continue
-            work = self._later.get(key)
-            if work is None or work.not_before_s <= self._next_look_s:
-                if not room:
-                    continue
-                room -= 1
-                if work is not None:
-                    self._works[key] = self._later.pop(key)
-            chosen.add(key)
-            self._add_open(hole)
-        is_all = room and len(holes) < limit
-        for works in (self._works, self._later):
-            for key in [k for k, w in works.items() if k not in chosen and w.since_us < began_us]:
-                work = works.pop(key)
-                if is_all and work.filled and self._is_wanted(work.above_us, work.since_us):
-                    self.stats.holes_filled += 1  # by a page for another one
+        wanted = [one for one in holes if self._is_wanted(one.above_us, one.detected_us)]
+        gone = self._table.choose(wanted, soon_s=self._next_look_s, began_us=began_us)
+        if len(holes) < limit:  # so what is not among them is open no longer
+            still = {hole[:2] for hole in holes}
+            filled = [work for work in gone if work.filled and work.key not in still]
+            self.stats.holes_filled += len(filled)  # by pages for others
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Begin the steps that are due, the newest first, one a symbol."""
@@ -207,7 +181,7 @@ class Backfill:
         if self._paused() or now_s < self._venue_not_before_s:
             return
         due = [work for work in self._free() if work.not_before_s <= now_s]
-        due.sort(key=_age_order, reverse=True)
+        due.sort(key=age_order, reverse=True)
         for work in due:
             if len(self._busy) >= self._policy.workers:
                 return
@@ -259,9 +233,8 @@ class Backfill:
                 self._reaches.pop(work.symbol, None)
         else:
             self._settle(work, step)
-            is_late = self._left is None and work.not_before_s > self._next_look_s
-            if is_late and self._works.get(work.key) is work:
-                self._later[work.key] = self._works.pop(work.key)
+            if self._left is None and work.not_before_s > self._next_look_s:
+                self._table.park(work)
         self._on_progress(self.stats)
 
     async def _attempt(self, work: Work | Reach) -> Step:
@@ -318,47 +291,30 @@ class Backfill:
     def _settle(self, work: Work, step: Step) -> None:
         """Note what has become of the hole."""
         if step.absent:
-            for other in self._works_of(work.symbol):
+            for other in self._table.of(work.symbol):
                 left = plan.missing(other.span, step.absent)
                 if left != [other.span]:
-                    self._replace(other, left)
+                    self._table.replace(other, left)
         elif step.pieces is not None:
             if not step.pieces and work.filled:
                 self.stats.holes_filled += 1
-            self._replace(work, step.pieces)
+            self._table.replace(work, step.pieces)
         elif self._left is not None and self._is_vain(work, step.delay_s):
-            self._works.pop(work.key, None)
+            self._table.drop(work)
             self._left.append(work)
         elif not self._is_wanted(work.above_us, work.since_us):
-            self._works.pop(work.key, None)
-
-    def _replace(self, work: Work, pieces: Iterable[Span]) -> None:
-        """Put what is left of a hole in its place."""
-        for works in (self._works, self._later):
-            works.pop(work.key, None)
-        for piece in pieces:
-            lag, trouble = self._backoffs()
-            part = replace(
-                work,
-                first_id=piece.first_id,
-                last_id=piece.last_id,
-                lag=lag,
-                trouble=trouble,
-                filled=work.filled if piece.first_id == work.first_id else 0,
-                days=None if work.days is None else [*work.days],
-            )
-            self._add(part)
+            self._table.drop(work)
 
     def _is_vain(self, work: Work, delay_s: float) -> bool:
         banned = self.stats.retries["banned"] + self.stats.retries["limited"]
         patience_s = _BAN_PATIENCE_S if banned and not work.lost else _PATIENCE_S
         return delay_s > patience_s or work.fruitless >= _FRUITLESS or work.trouble.attempts > 8
 
-    # ---- the table of holes ------------------------------------------------------------------
+    # ---- whose turn it can be ----------------------------------------------------------------
 
     def _free(self) -> list[Work | Reach]:
         """Return what could have a turn now, as far as others' turns go."""
-        works: list[Work | Reach] = [*self._reaches.values(), *self._works.values()]
+        works: list[Work | Reach] = [*self._reaches.values(), *self._table.active.values()]
         return [one for one in works if self._is_free(one)]
 
     def _is_free(self, work: Work | Reach) -> bool:
@@ -368,54 +324,6 @@ class Backfill:
 
     def _needs_dump(self, work: Work | Reach) -> bool:
         return isinstance(work, Work) and (bool(work.lost) or self._policy.source == "dump")
-
-    def _work(
-        self,
-        symbol: str,
-        first_id: int,
-        last_id: int,
-        above_us: int,
-        below_us: int | None,
-        since_us: int,
-    ) -> Work:
-        return Work(symbol, first_id, last_id, above_us, below_us, since_us, *self._backoffs())
-
-    def _add_open(self, hole: OpenHole) -> None:
-        key = hole.symbol, hole.first_id
-        known = self._works.get(key) or self._later.get(key)
-        if known is None:
-            self._add(
-                self._work(
-                    hole.symbol,
-                    hole.first_id,
-                    hole.last_id,
-                    hole.above_us,
-                    hole.below_us,
-                    hole.detected_us,
-                )
-            )
-        elif hole.symbol not in self._busy:
-            known.last_id, known.above_us = hole.last_id, hole.above_us
-            known.below_us = hole.below_us
-
-    def _add(self, work: Work) -> None:
-        if work.key not in self._later:
-            self._works.setdefault(work.key, work)
-
-    def _works_of(self, symbol: str) -> list[Work]:
-        works = chain(self._works.values(), self._later.values())
-        return [work for work in works if work.symbol == symbol]
-
-    def _under_way(self) -> tuple[UnderWay, ...]:
-        begun = (
-            work
-            for work in chain(self._works.values(), self._later.values())
-            if work.symbol in self._busy or work.filled or work.requests
-        )
-        return tuple(
-            UnderWay(work.symbol, work.first_id, work.last_id, work.filled, work.why)
-            for work in nlargest(20, begun, key=_age_order)
-        )
 
     def _is_wanted(self, above_us: int, since_us: int) -> bool:
         """Tell whether a hole with this time above, found then, is young enough to be filled."""
@@ -435,19 +343,6 @@ class Backfill:
         if self._newest_us is not None:
             now_us = min(now_us, self._newest_us)
         return now_us - int(self._policy.max_age_s * 1e6)
-
-    def _backoffs(self) -> tuple[Backoff, Backoff]:
-        """Return the delays for a database that lags, and for errors."""
-        policy = self._policy
-        return (
-            Backoff(policy.lag_base_s, policy.lag_cap_s),
-            Backoff(policy.trouble_base_s, policy.trouble_cap_s),
-        )
-
-
-def _age_order(work: Work | Reach) -> tuple[int, int]:
-    """Order by time; those told of by `wake` have none of their own."""
-    return work.above_us, work.last_id
 
 
 def _now_s() -> float:
