@@ -56,7 +56,7 @@ _ROUND_LIMIT_S = 55.0
 _RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0
 _BREATH_ROWS = 200
 _TO_DO_ROWS, _MIN_MINUTES = 20_000, 5  # of one call: in all, and of each symbol at least
-_MAX_RANGES = 200  # of missing klines in one report
+_MAX_RANGES = 5000  # of missing klines in one report, two of each symbol
 
 _TROUBLE = (
     asyncpg.PostgresError,

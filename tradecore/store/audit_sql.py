@@ -323,7 +323,7 @@ CROSS JOIN LATERAL (
     WHERE g.symbol = s.symbol AND g.state = 'open' AND below.minute < above.minute
 ) AS m
 CROSS JOIN LATERAL (
-    SELECT gap FROM unnest(m.minutes) AS gap ORDER BY lower(gap) DESC LIMIT 5
+    SELECT gap FROM unnest(m.minutes) AS gap ORDER BY lower(gap) DESC LIMIT 2
 ) AS newest
 WHERE s.symbol = ANY($1::text[]) AND NOT isempty(s.no_kline)
 ORDER BY 3 DESC, s.symbol LIMIT $2::int
