@@ -20,12 +20,12 @@ from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.dumps import Dumps, DumpTrouble, blocks
 from tradecore.backfill.plan import PAGE_ROWS, Asked
-from tradecore.backfill.work import WrongReplyError
+from tradecore.backfill.work import HOUR_S, WrongReplyError
 from tradecore.backoff import Backoff
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
 from tradecore.rest.client import RestClient
-from tradecore.rest.dump import BLOCK_ROWS, on_disk
+from tradecore.rest.dump import BLOCK_ROWS, DumpError, on_disk
 from tradecore.schema import TRADE_DTYPE
 from tradecore.store.ledger import Span
 from tradecore.store.sink import WriteResult
@@ -156,6 +156,13 @@ class History:
         rows = page.rows[told.low : told.high]
         if len(rows) == 0:
             return at
+        if later := _later(rows, at):
+            raise WrongReplyError(
+                f"what {self._client.base_url} has of {symbol} is not stored: {later};"
+                " correct BINANCE_REST_URL, or record a symbol that is listed anew in another"
+                " database",
+                delay_s=HOUR_S,
+            )
         wanted = np.flatnonzero(rows["trade_us"] >= from_us)
         if len(wanted) == 0:
             return at._replace(done=True)
@@ -227,6 +234,8 @@ class History:
         with on_disk(spool), spool.open("wb") as file:
             async for rows in blocks(path, symbol, proven=True):
                 below = rows[rows["trade_id"] < at.first_id]
+                if later := _later(below, at):
+                    raise DumpError(f"what {path.name} has is not stored: {later}")
                 late = below["trade_us"] >= from_us
                 if not late.all():
                     done = True
@@ -250,6 +259,18 @@ class History:
     async def _store(self, symbol: str, rows: Rows, source: str) -> None:
         result = await self._write(symbol, rows, source, CAUSE)
         self._on_stored(source, result.stored)
+
+
+def _later(rows: Rows, at: "_Place") -> str:
+    """Say which of `rows`, whose ids are less than that of `at`, is of a later time; "" if none."""
+    for i in np.flatnonzero(rows["trade_us"] > at.first_us + plan.SLACK_US)[:1].tolist():
+        row = rows[i]
+        return (
+            f"trade {int(row['trade_id'])} is of {plan.shown(int(row['trade_us']))}, but"
+            f" {at.first_id} is of {plan.shown(at.first_us)}: it is another venue's, or another"
+            " listing's"
+        )
+    return ""
 
 
 class _End(NamedTuple):

@@ -158,9 +158,9 @@ def hold_against_times(rows: npt.NDArray[Any], hole: Hole) -> None:
     late = (ids <= hole.last_id) & (times > hole.above_us + SLACK_US)
     for i in np.flatnonzero(early | late)[:1].tolist():
         raise ValueError(
-            f"trade {int(ids[i])} is of {_shown(int(times[i]))}, but the trades around"
-            f" {hole.first_id}..{hole.last_id} are of {_shown(hole.below_us)} and"
-            f" {_shown(hole.above_us)}: it is another venue's, or another listing's"
+            f"trade {int(ids[i])} is of {shown(int(times[i]))}, but the trades around"
+            f" {hole.first_id}..{hole.last_id} are of {shown(hole.below_us)} and"
+            f" {shown(hole.above_us)}: it is another venue's, or another listing's"
         )
 
 
@@ -225,7 +225,8 @@ def day_of(time_us: int) -> date:
     return _EPOCH + timedelta(days=time_us // DAY_US)
 
 
-def _shown(time_us: int) -> str:
+def shown(time_us: int) -> str:
+    """Return a time as an operator reads it: UTC, to the second."""
     return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
