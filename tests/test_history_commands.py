@@ -1,6 +1,7 @@
 """The commands `backfill` and `import` as an operator calls them, against a simulated exchange."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 from aiohttp import web
-from fill_desk import Desk, desk, today_us
+from fill_desk import Desk, desk, rows_of, today_us
 from rest_desk import odd_server
 
 from tradecore.backfill.plan import DAY_US
@@ -225,6 +226,40 @@ async def test_history_with_absent_ids(migrated_database: str, tmp_path: Path) -
             (1500, 1510, "absent"),
             (2000, 2000, "absent"),
         ]
+
+
+async def test_history_of_another_time_is_not_stored(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """REST and dumps have later trades under lesser ids: another venue, or a listing anew."""
+    async with desk(migrated_database, tmp_path, **{**DAYS, "symbols": BTC}) as d:
+        rows = rows_of(d.market, BTC, 6000, 6010, d.symbols.add(BTC))
+        rows["trade_us"] -= 10 * DAY_US
+        await d.store.write_trades(rows)
+        for source, word in (("rest", "BINANCE_REST_URL"), ("dump", "has anything older")):
+            result = await tradecore(d.environ, "backfill", "--from", "15d", "--source", source)
+            assert result.code == 5, result
+            assert word in result.of("note")[0]["text"]
+            assert result.summary["stored"] == 0
+
+
+async def test_what_killed_commands_have_left_is_taken_away(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """Not what a living one holds, nor what the daemon or an operator has."""
+    names = ("backfill-run-dead", "backfill-run-alive", "backfill-run-fresh", "backfill-dumps")
+    for name in names:
+        (tmp_path / name / "backfill-dumps").mkdir(parents=True)
+        (tmp_path / name / "backfill-dumps" / "x.zip").write_bytes(b"x")
+        if name != "backfill-run-fresh":
+            os.utime(tmp_path / name, (1, 1))
+    held = os.open(tmp_path / "backfill-run-alive", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1010))
+        assert (await tradecore(d.environ, "backfill")).code == 0
+    os.close(held)
+    assert sorted(path.name for path in tmp_path.glob("backfill-*")) == sorted(names[1:])
 
 
 async def test_what_is_left_is_told(migrated_database: str, tmp_path: Path) -> None:

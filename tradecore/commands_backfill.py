@@ -1,10 +1,13 @@
 """`tradecore backfill`: fills open holes of any age, and history before the first trade."""
 
 import asyncio
+import fcntl
+import os
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +35,8 @@ SOURCES = ("auto", "rest", "dump")
 _ROUND_HOLES = 10_000
 _SHOWN_HOLES = 20
 _MAX_ROUNDS = 1000
+_DRAFT = "backfill-run-"
+_FRESH_S = 60.0
 _HISTORY_TRIES = 10
 _BAN_PATIENCE_S = 900.0
 
@@ -114,10 +119,7 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
     outcome = _Outcome()
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(Progress("filling"))
-        # A long day has gigabytes: where /tmp is memory that would be too much.
-        place = settings.data_dir if settings.data_dir.is_dir() else None
-        draft = tempfile.TemporaryDirectory(prefix="backfill-", dir=place)
-        folder = Path(stack.enter_context(draft))
+        folder = stack.enter_context(_draft_folder(settings.data_dir))
         client = open_client(settings)
         stack.push_async_callback(client.close)
         policy = FillPolicy(
@@ -150,6 +152,35 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
             await _fill_holes(store, backfill, window, outcome)
         _sum_up(backfill.stats, outcome, progress)
     return EXIT_DIFFERENCE if outcome.left or outcome.failed else EXIT_OK
+
+
+@contextmanager
+def _draft_folder(data_dir: Path) -> Iterator[Path]:
+    """Make a folder for dumps while they are read; take away those of commands that were killed."""
+    # A long day has gigabytes: where /tmp is memory that would be too much.
+    place = data_dir if data_dir.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=place) as name:
+        held = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            for other in data_dir.glob(f"{_DRAFT}*"):
+                _sweep(other)
+            yield Path(name)
+        finally:
+            os.close(held)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove a folder that no living command holds; one that was just made is not held yet."""
+    with suppress(OSError):
+        if clock.wall_ns() / 1e9 - folder.stat().st_mtime < _FRESH_S:
+            return
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
 def open_client(settings: Settings) -> "RestClient":
@@ -202,7 +233,8 @@ async def _extend(
                     symbol, bounds.first_id, bounds.first_us, window.from_us
                 )
             except (WrongReplyError, *DumpTrouble) as error:
-                delay_s = max(getattr(error, "retry_after_s", 0.0), pause.next_delay_s())
+                waits_s = getattr(error, "retry_after_s", 0.0), getattr(error, "delay_s", 0.0)
+                delay_s = max(*waits_s, pause.next_delay_s())
                 if pause.attempts >= _HISTORY_TRIES or delay_s > _BAN_PATIENCE_S:
                     outcome.failed = True
                     outcome.notes.append(f"{symbol}: history before {bounds.first_id}: {error}")
