@@ -341,6 +341,40 @@ async def test_dumps_have_what_rest_has_no_longer(migrated_database: str, tmp_pa
         assert {row[2:] for row in await d.gaps(BTC)} == {("filled", "dump")}
 
 
+async def test_a_hole_that_a_dump_does_not_fit_spoils_no_other(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS) as d:
+        rows = rows_of(d.market, BTC, 1000, 1300, d.symbols.add(BTC))
+        ids = rows["trade_id"]
+        rows = rows[(ids < 1100) | ((ids > 1110) & (ids < 1250)) | (ids > 1260)]
+        rows["trade_us"][rows["trade_id"] < 1120] -= 3_600_000_000 * 10
+        await d.store.write_trades(rows)
+        backfill = d.backfill(max_age_s=10 * 86_400)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1240, 1299))
+        assert [hole[1:3] for hole in await d.store.open_holes()] == [(1100, 1110)]
+
+
+async def test_a_run_over_given_holes_does_not_wait_for_those_that_stay(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """Some ids of one reply are closed as absent, others a kline counts."""
+    absent = [f"{BTC}=1110-1119", f"{BTC}=1150-1159"]
+    async with desk(migrated_database, tmp_path, first_id=1000, absent=absent) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1149), (1160, 1300))
+        await d.conn.execute(
+            "INSERT INTO klines (timestamp, symbol, first_id, last_id, trade_count, is_closed)"
+            " VALUES (date_trunc('minute', to_timestamp($1)), $2, 1155, 1160, 6, true)",
+            d.market.trade_us(BTC, 1160) // 10**6,
+            BTC,
+        )
+        backfill = d.backfill(max_age_s=float("inf"))
+        (left,) = await asyncio.wait_for(backfill.fill(await d.store.open_holes()), 20)
+        assert (left.first_id, left.last_id) == (1150, 1159)
+        assert backfill.stats.ids_absent == 10
+
+
 @pytest.mark.parametrize("has_dumps", [True, False])
 async def test_a_long_past_day_comes_as_its_dump(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_dumps: bool

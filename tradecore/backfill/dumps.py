@@ -131,20 +131,31 @@ class Dumps:
 
     async def _read(self, path: Path, symbol: str, holes: Sequence[Hole]) -> DumpRead:
         stored, passed = 0, list[Passed]()
+        unfit: dict[Hole, str] = {}  # holes that the dump is not of, and why
         before: Rows | None = None  # the last row of the block before
         async for rows in blocks(path, symbol, proven=True):
             joined = rows if before is None else np.concatenate((before, rows))
             ids = joined["trade_id"]
             reached = plan.overlapping(holes, int(ids[0]), int(ids[-1]))
             for hole in reached:
-                _hold_against_times(path, joined, hole)
+                try:
+                    plan.hold_against_times(joined, hole)
+                except ValueError as error:
+                    unfit.setdefault(hole, str(error))
+            fit = [hole for hole in reached if hole not in unfit]
+            for hole in fit:
                 passed += _passed(joined[plan.around(ids, hole)], hole)
-            chosen = plan.select(rows["trade_id"], reached)
+            chosen = plan.select(rows["trade_id"], fit)
             if chosen.any():
                 stored += (await self._write(symbol, rows[chosen], "dump")).stored
             before = rows[-1:].copy()
             if int(ids[-1]) > holes[-1].last_id:
                 break
+        for why in unfit.values() if not stored else ():
+            raise dump.DumpError(
+                f"what {path.name} has is not stored: {why}; correct BINANCE_DUMP_URL, or record"
+                " a symbol that is listed anew in another database"
+            )
         sha256 = await asyncio.to_thread(_digest, path) if passed else ""
         return DumpRead(path.name, sha256, stored, tuple(passed))
 
@@ -159,16 +170,6 @@ def _passed(rows: Rows, hole: Hole) -> Iterator[Passed]:
 def _digest(path: Path) -> str:
     with dump.on_disk(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hold_against_times(path: Path, rows: Rows, hole: Hole) -> None:
-    try:
-        plan.hold_against_times(rows, hole)
-    except ValueError as error:
-        raise dump.DumpError(
-            f"what {path.name} has is not stored: {error}; correct BINANCE_DUMP_URL, or record a"
-            " symbol that is listed anew in another database"
-        ) from None
 
 
 async def blocks(path: Path, symbol: str, *, proven: bool = False) -> AsyncIterator[Rows]:

@@ -299,7 +299,9 @@ class Backfill:
             if not step.pieces and work.filled:
                 self.stats.holes_filled += 1
             self._table.replace(work, step.pieces)
-        elif self._left is not None and self._is_vain(work, step.delay_s):
+        if work not in self._table:
+            return
+        if self._left is not None and self._is_vain(work, step.delay_s):
             self._table.drop(work)
             self._left.append(work)
         elif not self._is_wanted(work.above_us, work.since_us):

@@ -35,6 +35,9 @@ class Table:
     def __iter__(self) -> Iterator[Work]:
         return chain(self.active.values(), self.later.values())
 
+    def __contains__(self, work: Work) -> bool:
+        return (self.active.get(work.key) or self.later.get(work.key)) is work
+
     def of(self, symbol: str) -> list[Work]:
         """Return all holes of a symbol."""
         return [work for work in self if work.symbol == symbol]
