@@ -446,7 +446,7 @@ async def test_a_full_ring_refuses_a_known_hole_and_recovers(
     tmp_path: Path, pg_server: EmbeddedPostgres
 ) -> None:
     dsn = pg_server.dsn
-    environ = {"RING_CAPACITY": 1024, "DATABASE_URL": dsn}
+    environ = {"RING_CAPACITY": 1024, "DATABASE_URL": dsn, "BACKFILL_MAX_AGE": "off"}
     async with (
         simulated_exchange(symbols=SYMBOLS, rate=2000) as exchange,
         daemon(tmp_path, **venue(exchange, **environ)) as one,
