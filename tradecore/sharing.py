@@ -94,7 +94,8 @@ class Sharing:
                     "leases cannot be renewed; capturing the same symbols on",
                     extra={"held": len(self.held), "error": str(error)},
                 )
-                self._reached_s = clock.mono_ns() / 1e9  # a full ring wants no data either
+                if not self._aside:  # a full ring may be why no connection is open
+                    self._reached_s = clock.mono_ns() / 1e9
             else:
                 if held is not None:
                     self._take(held, clock.mono_ns() / 1e9)
