@@ -437,6 +437,10 @@ async def test_a_successor_that_brings_less_than_others_is_not_taken(venue: Venu
         await eventually(lambda: len(factory.made) >= 4)
         assert not venue.peers[0].gone and not asked
         assert connection.describe().rollovers["stale"] == 0
+        # That it is about to be closed as well changes nothing.
+        await venue.last.send(NOTICE)
+        made = len(factory.made)
+        await eventually(lambda: len(factory.made) > made)
         was = factory.made[0].data_frames
         await eventually(lambda: factory.made[0].data_frames > was)
         factory.passed_by = set()

@@ -229,6 +229,8 @@ async def test_what_others_bring_after_the_mark_is_owed(tmp_path: Path) -> None:
         assert "BTCUSDT" not in new.unconfirmed()
         await old.deliver(trade(103), trade(104))
         assert new.listener.behind([btc, eth]) == [(btc, 103, 104)]
+        await new.deliver(ticker(106, 9, NOW_MS + 2))
+        assert new.listener.behind([btc, eth]) == [(btc, 103, 106)]
         assert old.listener.behind([btc, eth]) == []
 
 

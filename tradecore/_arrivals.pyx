@@ -70,7 +70,9 @@ cdef list find_unconfirmed(Tracks tracks, list others, Arrivals mine, symbol_ids
             confirmed = (
                 _is_covered(&tracks.rows[symbol_id], before) or _all_past(others, symbol_id, before)
             )
-        elif row.told_id == TOLD_NOTHING or _has_moved(row, &tracks.rows[symbol_id]):
+        elif row.told_id == TOLD_NOTHING:
+            confirmed = False
+        elif _moved_to(row, &tracks.rows[symbol_id]) != NOTHING:
             confirmed = False
         else:
             confirmed = (
@@ -91,25 +93,31 @@ cdef list find_left_out(Tracks tracks, Arrivals mine, symbol_ids):
         for symbol_id in symbol_ids
         if symbol_id < tracks.slots
         and mine.rows[symbol_id].first_id == NOTHING
-        and _has_moved(&mine.rows[symbol_id], &tracks.rows[symbol_id])
+        and _moved_to(&mine.rows[symbol_id], &tracks.rows[symbol_id]) != NOTHING
     ]
 
 
 cdef list find_behind(Tracks tracks, Arrivals mine, symbol_ids):
-    """Return (symbol id, last trade id from here, last from anywhere) where others are ahead."""
+    """Return (symbol id, last trade id from here, newest known) where others brought newer trades,
+    or newer ones were told here."""
     cdef uint32_t symbol_id
-    return [
-        (symbol_id, mine.rows[symbol_id].last_id, tracks.rows[symbol_id].ids.last)
-        for symbol_id in symbol_ids
-        if symbol_id < tracks.slots
-        and tracks.rows[symbol_id].ids.last
-        > max(mine.rows[symbol_id].last_id, mine.rows[symbol_id].marked_id)
-    ]
+    cdef int64_t last_id, newest_id
+    cdef list found = []
+    for symbol_id in symbol_ids:
+        if symbol_id < tracks.slots:
+            last_id = mine.rows[symbol_id].last_id
+            newest_id = _moved_to(&mine.rows[symbol_id], &tracks.rows[symbol_id])
+            if newest_id > last_id:
+                found.append((symbol_id, last_id, newest_id))
+    return found
 
 
-cdef bint _has_moved(const arrival_t *row, const track_t *track) noexcept nogil:
-    """Return whether others brought trades, or newer ones were told here, since the mark."""
-    return track.ids.last > row.marked_id or row.told_id > row.marked_told_id
+cdef int64_t _moved_to(const arrival_t *row, const track_t *track) noexcept nogil:
+    """Return the newest id that others brought or that was told here since the mark."""
+    return max(
+        track.ids.last if track.ids.last > row.marked_id else NOTHING,
+        row.told_id if row.told_id > row.marked_told_id else NOTHING,
+    )
 
 
 cdef bint _is_covered(const track_t *track, int64_t trade_id) noexcept nogil:

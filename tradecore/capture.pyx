@@ -352,8 +352,8 @@ cdef class Capture:
         return find_left_out(self._tracks, mine, symbol_ids)
 
     cdef list behind(self, Arrivals mine, symbol_ids):
-        """Return (symbol id, last id of this connection, last id of any) where others are ahead of
-        what this connection has brought since the mark."""
+        """Return (symbol id, last id of this connection, newest known) where that is more than this
+        connection has brought since the mark."""
         return find_behind(self._tracks, mine, symbol_ids)
 
     def wake_when(self, int64_t rows, wake):

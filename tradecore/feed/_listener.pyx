@@ -78,8 +78,8 @@ cdef class FrameListener(WSListener):
         return self._capture.left_out(self._arrivals, symbol_ids)
 
     def behind(self, symbol_ids):
-        """Return (symbol id, last trade id from here, last from anywhere) of those of `symbol_ids`
-        of which others brought newer trades since the mark."""
+        """Return (symbol id, last trade id from here, newest known) of those of `symbol_ids` of
+        which others brought newer trades, or newer ones were told here, since the mark."""
         return self._capture.behind(self._arrivals, symbol_ids)
 
     cpdef on_ws_connected(self, WSTransport transport):

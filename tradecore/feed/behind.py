@@ -1,4 +1,4 @@
-"""Finds the symbols whose trades come over other connections only: here their stream is dead.
+"""Finds the symbols whose trades are printed and do not come: their stream is dead here.
 
 Pure state, one object a session. Which symbols are behind at all, the listener tells.
 """
@@ -11,12 +11,12 @@ class _Lag(NamedTuple):
     mine: int
     """The last trade id of this connection when it was noticed."""
     theirs: int
-    """The last of any connection then."""
+    """The newest known then."""
     waited_s: float
 
 
 class Behind:
-    """One trade may be lost here; that more and more come elsewhere and none here is a dead stream.
+    """One trade may be lost; that more and more are printed and none comes is a dead stream.
 
     `limit_s`: how long that may go on, in seconds during which data could have been read.
     """
@@ -26,7 +26,7 @@ class Behind:
         self._lags: dict[int, _Lag] = {}
 
     def look(self, passed_s: float, found: Iterable[tuple[int, int, int]]) -> list[int]:
-        """Take (symbol id, last id here, last id anywhere) of all that are behind, `passed_s` after
+        """Take (symbol id, last id here, newest id known) of all that are behind, `passed_s` after
         the last look; return the symbols whose stream is dead."""
         lags: dict[int, _Lag] = {}
         dead: list[int] = []

@@ -306,6 +306,6 @@ def _end_if_useless(leg: Leg) -> None:
     session = leg.session
     if session is None or session.trouble is None:
         return
-    if session.trouble.cause in (Cause.SILENT, Cause.STALE):
+    if session.deaf or session.trouble.cause is Cause.STALE:
         session.settled = False
         session.end(SessionOver(Reason.SILENT, session.trouble.detail))

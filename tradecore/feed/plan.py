@@ -78,7 +78,8 @@ class DataListener(Protocol):
         ...
 
     def behind(self, symbol_ids: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Return (symbol id, last id from here, last from anywhere) where others are ahead."""
+        """Return (symbol id, last id from here, newest known) where others brought newer trades,
+        or newer ones were told here, since the mark."""
         ...
 
 
@@ -124,7 +125,7 @@ class Timing:
     steady_s: float = 60.0
     """A session that wants a successor within this time is followed with back-off."""
     behind_s: float = 5.0
-    """How long a connection may bring nothing of a symbol that others bring more and more of."""
+    """How long a connection may bring nothing of a symbol of which more and more is printed."""
     lag_s: float = 1.0
     """What was printed before a connection was subscribed reaches the others within so long."""
     tick_s: float = 0.25

@@ -303,7 +303,7 @@ class Session:
         self._mark_due_ns = clock.mono_ns() + int(again_s * 1e9) if again_s else 0
 
     def _look_at_others(self) -> None:
-        """Find out whether other connections bring trades that should come here too."""
+        """Find out whether trades are told of, or brought by others, that should come here too."""
         assert self._listener is not None
         if self._mark_due_ns and clock.mono_ns() >= self._mark_due_ns:
             self._mark()
@@ -314,8 +314,8 @@ class Session:
             self._worry(
                 Trouble(
                     Cause.STALE,
-                    f"trades of {len(dead)} symbols, {names[dead[0]]} is one, come over other"
-                    " connections only",
+                    f"trades of {len(dead)} symbols, {names[dead[0]]} is one, are printed and do"
+                    " not come",
                 )
             )
 
@@ -348,7 +348,7 @@ class Session:
             return
         assert self._listener is not None
         if self._listener.behind(list(self._traded_ids())):
-            detail = f"no data event for {silence_s:.1f} s while other connections bring trades"
+            detail = f"no data event for {silence_s:.1f} s while trades are printed"
             self._go_stale(Trouble(Cause.STALE, detail))
             return
         moved = set(self.traded) - await self._ask_which_are_quiet()
@@ -391,7 +391,8 @@ class Session:
         self._worry(trouble)
 
     def _worry(self, trouble: Trouble) -> None:
-        if self.trouble is None:
+        """Keep what is worst: that it is about to be closed is less than that data are missing."""
+        if self.trouble is None or self.trouble.cause is Cause.SERVER_SHUTDOWN:
             self.trouble = trouble
 
     async def _pace(self) -> None:
