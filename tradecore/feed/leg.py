@@ -92,6 +92,7 @@ class Leg:
             self._note(self.session)
             self.session = None
         self.machine.close()
+        self._before = None  # or all there ever were would hang together
 
     async def _run(self) -> None:
         up = self._up
