@@ -13,9 +13,9 @@ import pytest
 
 from tradecore.errors import DataDirError
 from tradecore.store import osuser
-from tradecore.store.binaries import find_binaries
+from tradecore.store.binaries import as_user, find_binaries
 from tradecore.store.embedded import EmbeddedPostgres, find_cause
-from tradecore.store.osuser import OsUser, let_through, open_for_reading
+from tradecore.store.osuser import OsUser, let_through, open_for_reading, server_user
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 AS_ROOT = os.geteuid() == 0
@@ -161,15 +161,38 @@ async def test_open_transactions_do_not_hold_up_the_stop(short_dir: Path) -> Non
         await connection.execute("COMMIT")
 
 
-async def test_a_stale_pid_file_that_names_a_living_process(short_dir: Path) -> None:
+@pytest.mark.parametrize("both", [True, False])
+async def test_stale_locks_that_name_a_living_process(short_dir: Path, both: bool) -> None:
+    """After a crash of the host, or in a new container, the old number is another's."""
     server = EmbeddedPostgres(short_dir, settings=FAST)
     await server.start()
-    pid_file = short_dir / "postgres/cluster/postmaster.pid"
-    lines = pid_file.read_text().splitlines()
+    locks = [short_dir / "postgres/.s.PGSQL.5432.lock"]
+    if both:
+        locks.append(short_dir / "postgres/cluster/postmaster.pid")
+    texts = [lock.read_text().splitlines() for lock in locks]
     await server.stop()
-    pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    # Of the same user: PostgreSQL takes others' processes for no servers.
+    user = server_user(short_dir / "postgres/cluster")
+    with subprocess.Popen(["sleep", "60"], **as_user(user)) as other:
+        for lock, lines in zip(locks, texts, strict=True):
+            lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+            if user is not None:
+                os.chown(lock, user.uid, user.gid)
+        await server.start()
+        assert server.pid != other.pid and other.poll() is None
+        await server.stop()
+        other.kill()
+
+
+async def test_a_killed_server_that_nobody_has_waited_for(short_dir: Path) -> None:
+    """A zombie has its number still."""
+    server = EmbeddedPostgres(short_dir, settings=FAST)
     await server.start()
-    assert server.pid != os.getpid()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    again = EmbeddedPostgres(short_dir, settings=FAST)
+    assert await ask(await again.start(), "SELECT 1") == [1]
+    await again.stop()
     await server.stop()
 
 

@@ -117,8 +117,9 @@ class EmbeddedPostgres:
         """
         begin = mono_ns()
         try:
+            left_over = False
             while True:
-                left_over = await _finish(asyncio.to_thread(self._launch))
+                left_over |= await _finish(asyncio.to_thread(self._launch))
                 try:
                     await self._await_answer()
                     return self.dsn
@@ -169,6 +170,7 @@ class EmbeddedPostgres:
         if not (self._cluster / "PG_VERSION").exists():
             self._initialise(binaries, user)
         self._socket_dir = self._choose_socket_dir(user)
+        self._clear_socket()
         if self._log_file.exists() and self._log_file.stat().st_size > _LOG_MAX_BYTES:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         settings = {
@@ -310,6 +312,17 @@ class EmbeddedPostgres:
         log.info("removing a stale postmaster.pid", extra={"pid": pid})
         pid_file.unlink()
         return False
+
+    def _clear_socket(self) -> None:
+        """Remove the lock of a socket when its number was given to another process since."""
+        lock = self._socket_dir / f".s.PGSQL.{_PORT}.lock"
+        try:
+            pid = int(lock.read_text().splitlines()[0])
+        except (FileNotFoundError, ValueError, IndexError):
+            return  # none, or one that PostgreSQL sorts out
+        if Path(f"/proc/{pid}").exists() and not self._serves(pid):
+            log.info("removing a stale lock of the socket", extra={"pid": pid})
+            lock.unlink()
 
     async def _await_answer(self) -> None:
         """Wait until the server takes connections and has our database."""
