@@ -173,15 +173,16 @@ async def test_stale_locks_that_name_a_living_process(short_dir: Path, both: boo
     await server.stop()
     # Of the same user: PostgreSQL takes others' processes for no servers.
     user = server_user(short_dir / "postgres/cluster")
-    with subprocess.Popen(["sleep", "60"], **as_user(user)) as other:
-        for lock, lines in zip(locks, texts, strict=True):
-            lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
-            if user is not None:
-                os.chown(lock, user.uid, user.gid)
-        await server.start()
-        assert server.pid != other.pid and other.poll() is None
-        await server.stop()
-        other.kill()
+    other = await asyncio.create_subprocess_exec("sleep", "60", **as_user(user))
+    for lock, lines in zip(locks, texts, strict=True):
+        lock.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+        if user is not None:
+            os.chown(lock, user.uid, user.gid)
+    await server.start()
+    assert server.pid != other.pid and other.returncode is None
+    await server.stop()
+    other.kill()
+    await other.wait()
 
 
 async def test_a_killed_server_that_nobody_has_waited_for(short_dir: Path) -> None:
