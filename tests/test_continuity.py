@@ -240,7 +240,7 @@ async def test_confirm_returns_those_without_newer_trades(desk: Desk) -> None:
     assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
 
 
-async def test_silent_symbols_are_asked_for_once_after_a_break(desk: Desk) -> None:
+async def test_silent_symbols_are_asked_for_after_a_break(desk: Desk) -> None:
     desk.continuity.seed({"ETHUSDT": Bounds(50)})
     desk.trade(7)
     desk.venue = {"BTCUSDT": 9, "ETHUSDT": 53}
@@ -255,9 +255,53 @@ async def test_silent_symbols_are_asked_for_once_after_a_break(desk: Desk) -> No
     desk.failures = 1
     with pytest.raises(VenueError):
         await desk.look(20)
-    await desk.look(15)
-    assert desk.asked == [("ETHUSDT",)] * 2
-    assert desk.reached == [("ETHUSDT", 53)]
+    await desk.look(30)
+    assert desk.asked == [("ETHUSDT",)] * 3, "that failed, and that it goes on is another question"
+    assert desk.reached == [("ETHUSDT", 53)] * 2
+    assert desk.replaced == []
+
+
+async def test_a_symbol_that_stays_mute_after_a_break_is_found_by_asking_twice(desk: Desk) -> None:
+    desk.trade(7)
+    desk.trade(7, symbol="ETHUSDT")
+    await desk.look()
+    desk.breaks = (1, True)
+    desk.venue = {"BTCUSDT": 9, "ETHUSDT": 9}
+    await desk.look(7)
+    assert desk.asked == [SYMBOLS]
+    assert desk.reached == [("BTCUSDT", 9), ("ETHUSDT", 9)]
+    desk.continuity.seed({"BTCUSDT": Bounds(9), "ETHUSDT": Bounds(9)})
+    desk.venue["ETHUSDT"] = 12
+    await desk.look(6)
+    assert desk.asked == [SYMBOLS] * 2
+    assert desk.replaced == [("ETHUSDT", "stale")], "the other printed nothing more"
+    await desk.look(3)
+    assert desk.asked == [SYMBOLS] * 2
+
+
+async def test_a_symbol_that_falls_silent_with_its_tickers_is_asked_for_soon(desk: Desk) -> None:
+    for trade_id in range(1, 30):
+        for symbol in SYMBOLS:
+            desk.trade(trade_id, symbol=symbol)
+            desk.tell(trade_id, symbol)
+        await desk.look()
+    desk.venue = {"BTCUSDT": 40}
+    for trade_id in range(30, 38):
+        desk.trade(trade_id, symbol="ETHUSDT")
+        desk.tell(trade_id, "ETHUSDT")
+        await desk.look()
+    assert desk.asked == [("BTCUSDT",)]
+    assert desk.replaced == [("BTCUSDT", "stale")]
+
+
+async def test_when_all_fall_silent_it_is_the_connection(desk: Desk) -> None:
+    for trade_id in range(1, 30):
+        for symbol in SYMBOLS:
+            desk.trade(trade_id, symbol=symbol)
+            desk.tell(trade_id, symbol)
+        await desk.look()
+    await desk.look(9)
+    assert desk.asked == []
 
 
 async def test_a_break_costs_no_request_where_tickers_come(desk: Desk) -> None:

@@ -105,6 +105,7 @@ class Continuity:
         self._breaks = breaks
         self._breaks_seen = 0
         self._mended_s: float | None = None  # after a break: when to ask about silent symbols
+        self._suspects: dict[str, int] = {}  # what the venue had of them at the last question
         # A symbol that has shown nothing since the start or the latest break may have holes above.
         self._since_ns = clock.wall_ns()
         self._confirmed: set[str] = set()  # by REST, since then
@@ -225,6 +226,7 @@ class Continuity:
             self._behind.clear()
             return
         late: list[str] = []
+        silent: list[str] = []
         missed: dict[str, int] = {}
         dead: list[str] = []
         for count, symbol in enumerate(symbols, 1):
@@ -235,10 +237,10 @@ class Continuity:
             if pace is None:
                 self._paces[symbol] = Pace(now_s, track.received)
                 continue
-            pace.look(now_s, track.received)
+            told = self._capture.told(symbol)
+            pace.look(now_s, track.received, told.recv_ns)
             if pace.last_s == now_s:
                 self.stale.discard(symbol)
-            told = self._capture.told(symbol)
             if told.recv_ns and told.last_id > self._known(symbol, told.last_id):
                 behind = self._behind.setdefault(
                     symbol, _Behind(told.last_id, now_s, now_s + TOLD_GRACE_S)
@@ -254,12 +256,16 @@ class Continuity:
                 continue
             self._behind.pop(symbol, None)
             if not pace.is_late(now_s):
+                if pace.has_fallen_silent(now_s):
+                    silent.append(symbol)
                 continue
             if (clock.wall_ns() - told.recv_ns) / 1e9 < TOLD_FRESH_S:
                 pace.forgive(now_s)
             else:
                 late.append(symbol)
         self._fetch(missed, dead, "ticker or kline")
+        if 2 * len(silent) <= len(symbols):  # else it is the connection, which looks for itself
+            late += silent
         if late and now_s >= self._ask_due_s:
             cheap = len(late) <= _CHEAP_SYMBOLS
             self._ask_due_s = now_s + (ASK_INTERVAL_S if cheap else ASK_ALL_INTERVAL_S)
@@ -274,6 +280,7 @@ class Continuity:
         broken, whole = self._breaks()
         more, self._breaks_seen = broken > self._breaks_seen, broken
         if more or (self._mended_s is not None and not whole):
+            self._suspects = {}
             self._mended_s = now_s + BREAK_GRACE_S
             self._since_ns = clock.wall_ns()
             self._confirmed.clear()
@@ -287,8 +294,15 @@ class Continuity:
         ]
         if silent:
             self._mended_s = now_s + ASK_INTERVAL_S  # again when the venue fails
-            await self.confirm(silent)
-        self._mended_s = None
+            missed = await self._ask_what_is_missed(silent)
+            suspects, self._suspects = self._suspects, missed
+            # What it printed while we were away is one thing; that it goes on is another.
+            dead = [symbol for symbol in suspects if missed.get(symbol, -1) > suspects[symbol]]
+            self._fetch(missed, dead, "REST")
+            if missed and not suspects:
+                self._mended_s = now_s + BREAK_GRACE_S
+                return
+        self._mended_s, self._suspects = None, {}
 
     def _was_heard(self, symbol: str) -> bool:
         """Tell whether a trade, or a ticker that tells of one, came since the latest break."""

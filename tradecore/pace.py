@@ -13,6 +13,12 @@ MAX_LIMIT_S = 600.0
 UNKNOWN_LIMIT_S = 60.0
 """The limit of a symbol that has not traded since the start."""
 
+TICKER_LIMIT_S = 5.0
+"""The limit of a symbol whose tickers, which came every second, have stopped as well."""
+
+_REGULAR_TICKS = 10
+_TICKER_GAP_S = 3.0
+
 _SURPRISE = 20.0
 """So many mean intervals without a trade: at a steady pace a chance of e^-20."""
 
@@ -24,7 +30,8 @@ class Pace:
     """
 
     __slots__ = (
-        "_active", "_asked_s", "_at_s", "_base_s", "_patience", "_received", "_weight", "last_s",
+        "_active", "_asked_s", "_at_s", "_base_s", "_patience", "_received", "_ticks", "_told_ns",
+        "_told_s", "_weight", "last_s",
     )  # fmt: skip
 
     def __init__(self, now_s: float, received: int) -> None:
@@ -37,12 +44,19 @@ class Pace:
         self._base_s = UNKNOWN_LIMIT_S
         self._patience = 1
         self._asked_s = now_s
+        self._ticks = 0  # looks in a row that found a newer ticker or kline
+        self._told_ns = 0
+        self._told_s = now_s
 
-    def look(self, now_s: float, received: int) -> None:
-        """Take a look: `received` is the number of trades of the symbol so far."""
+    def look(self, now_s: float, received: int, told_ns: int = 0) -> None:
+        """Take a look: `received` is the number of trades of the symbol so far, `told_ns` when
+        the newest ticker or kline came, by any clock."""
         elapsed_s = now_s - self._at_s
         if elapsed_s <= 0:
             return
+        if told_ns != self._told_ns:
+            self._ticks = self._ticks + 1 if now_s - self._told_s <= _TICKER_GAP_S else 1
+            self._told_ns, self._told_s = told_ns, now_s
         kept = exp(-elapsed_s / MEMORY_S)
         traded = received != self._received
         self._active = self._active * kept + (traded / elapsed_s) * (1 - kept)
@@ -62,6 +76,15 @@ class Pace:
     def is_late(self, now_s: float) -> bool:
         """Tell whether a check is due."""
         return now_s - self._asked_s > self.limit_s
+
+    def has_fallen_silent(self, now_s: float) -> bool:
+        """Tell whether tickers and klines came regularly and have stopped, and trades as well, so
+        that a check is due early."""
+        return (
+            self._ticks >= _REGULAR_TICKS
+            and now_s - self._told_s > _TICKER_GAP_S
+            and now_s - self._asked_s > TICKER_LIMIT_S * self._patience
+        )
 
     def forgive(self, now_s: float) -> None:
         """The check has shown that the market is quiet: be more patient until the next trade."""
