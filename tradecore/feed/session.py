@@ -285,8 +285,11 @@ class Session:
 
     async def _follow_wishes(self) -> None:
         """Change subscriptions at run time; what stays must not suffer when that fails."""
-        if self.trouble is not None or self._subscriber.in_step:
-            return  # in trouble the successor does it
+        if self.trouble is not None:
+            return  # the successor does it
+        self._subscriber.retry_refused()
+        if self._subscriber.in_step:
+            return
         try:
             await self._subscriber.reconcile()
             self._mark(self._timing.lag_s)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from tradecore import clock
 from tradecore.feed import control, subscriptions
 from tradecore.feed.plan import Reason, SessionOver
 
@@ -12,6 +13,12 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSED_STREAMS = 16
 """When the venue refuses more single streams than this, the fault is not in the streams."""
+
+RETRY_REFUSED_S = 60.0
+"""When a refused stream is asked for again; doubled each time. It may have been a passing trouble
+of the venue, or a symbol that is listed by now."""
+
+_RETRY_CAP_S = 3600.0
 
 Method = Literal["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS"]
 
@@ -43,6 +50,9 @@ class Subscriber:
         self._wanted = dict.fromkeys(wanted)
         self._held: dict[str, None] = {}
         self._stuck: dict[str, None] = {}  # subscribed, not wanted, and the venue keeps sending
+        self._told: set[str] = set()  # refused, and the operator knows
+        self._retry_s = RETRY_REFUSED_S
+        self._refused_ns = 0
         self._request_id = 0
         self._answers = True  # until the venue proves that it answers no request but sends data
 
@@ -56,6 +66,12 @@ class Subscriber:
     def in_step(self) -> bool:
         """Whether there is nothing to ask for."""
         return not self._gone() and not self._missing()
+
+    def retry_refused(self) -> None:
+        """Want refused streams again when their time has come; the next reconcile() asks."""
+        if self.refused and clock.mono_ns() - self._refused_ns > self._retry_s * 1e9:
+            self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
+            self.refused = []
 
     def take(self, payload: bytes) -> bool:
         """Take a message that is no event; tell whether it answers the request. Never raises."""
@@ -97,19 +113,22 @@ class Subscriber:
                     middle = len(batch) // 2
                     todo.extendleft((batch[middle:], batch[:middle]))
                     continue
-                self.refused.append(batch[0])
-                log.error(
-                    "the venue refuses a stream; check SUPPORTED_SYMBOLS and STREAMS",
-                    extra={
-                        "connection": self._name,
-                        "stream": batch[0],
-                        "cause": str(reply.error),
-                    },
-                )
+                self._refuse(batch[0], str(reply.error))
                 if len(self.refused) <= min(MAX_REFUSED_STREAMS, len(self._wanted) - 1):
                     continue
             await self._check(batch, None if reply is None else str(reply.error))
             self._held |= dict.fromkeys(batch)
+
+    def _refuse(self, stream: str, cause: str) -> None:
+        self.refused.append(stream)
+        self._refused_ns = clock.mono_ns()
+        if stream not in self._told:
+            self._told.add(stream)
+            log.error(
+                "the venue refuses a stream; it is asked for again later; check SUPPORTED_SYMBOLS "
+                "and STREAMS",
+                extra={"connection": self._name, "stream": stream, "cause": cause},
+            )
 
     async def _check(self, batch: tuple[str, ...], error: str | None) -> None:
         """Ask which streams of a doubtful batch are subscribed; the session ends unless all are.
