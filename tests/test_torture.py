@@ -60,7 +60,7 @@ async def test_a_symbol_that_is_never_recorded_is_found(monkeypatch: pytest.Monk
         arena.symbols.append(NEWCOMER)  # and nobody tells the daemon
 
     monkeypatch.setitem(FAULTS, "forget", forget)
-    outcome = await run(Plan(1, 1, ("forget",), limit_s=3), print)
+    outcome = await run(Plan(1, 1, ("forget",), limit_s=10), print)
     (failure,) = outcome.failures
     assert f"{NEWCOMER}: nothing is stored, and it was printed" in failure
     assert outcome.last_word == "NOT WHOLE."
