@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,90 @@ async def test_dumps_have_what_rest_has_no_longer(migrated_database: str, tmp_pa
         assert backfill.stats.filled["dump"] == last - 1000 - 101 - 101
         assert [path for path in folder.rglob("*") if path.is_file()] == [own]
         assert {row[2:] for row in await d.gaps(BTC)} == {("filled", "dump")}
+
+
+def _beginning_late(
+    monkeypatch: pytest.MonkeyPatch, begins: int, is_late: Callable[[], bool]
+) -> list[int]:
+    """Let REST have nothing below `begins` while `is_late` says so; the list of what is asked."""
+    real = trades.historical
+    asked: list[int] = []
+
+    async def historical(client: Any, symbol: str, from_id: int, limit: int = 1000) -> Any:
+        asked.append(from_id)
+        if is_late():
+            from_id = max(from_id, begins)
+        return await real(client, symbol, from_id, limit)
+
+    monkeypatch.setattr(trades, "historical", historical)
+    return asked
+
+
+async def test_one_reply_that_begins_too_late_loses_nothing(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a replica with a short history; those that have all answer a moment later."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1000), (1200, 1200))
+        asked = _beginning_late(monkeypatch, 1210, lambda: len(asked) <= 2)
+        backfill = d.backfill()
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 1200))
+        assert backfill.stats.filled == {"rest": 199, "dump": 0}
+        assert len(asked) <= 4, "a page, two probes, and a page perhaps"
+
+
+async def test_what_rest_has_lost_today_is_asked_for_again(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dump can have it yet. The newest hole is asked for, and frees the others."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1000), (1200, 1200), (3000, 3000))
+        late = [True]
+        asked = _beginning_late(monkeypatch, 3010, lambda: bool(late))
+        backfill = d.backfill(rest_again_s=1.0, dump_retry_s=1800.0)
+        async with running(backfill):
+            await until(lambda: len([w for w in backfill._table if w.lost]) == 2)
+            assert all("REST has nothing older" in one.why for one in backfill.stats.under_way)
+            before = len(asked)
+            await asyncio.sleep(3)
+            assert 2 <= len(asked) - before <= 5, "the newest hole alone"
+            late.clear()
+            await until(lambda: d.whole(BTC, 1000, 3000))
+        await d.prove(BTC, 1000, 3000)
+        assert backfill.stats.filled["dump"] == 0
+
+
+async def test_what_rest_has_lost_of_a_day_that_is_over_is_asked_for_each_hour(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**DAYS, "dump_until": "2020-01-01"}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        late = [True]
+        asked = _beginning_late(monkeypatch, 1310, lambda: bool(late))
+        backfill = d.backfill(max_age_s=10 * 86_400, rest_again_s=0.1)
+        async with running(backfill):
+            await until(lambda: _told(backfill, "not there"))
+            before = len(asked)
+            await asyncio.sleep(1)
+            assert len(asked) == before
+            late.clear()
+            real = clock.mono_ns
+            monkeypatch.setattr(clock, "mono_ns", lambda: real() + 3600 * 10**9)
+            await until(lambda: d.whole(BTC, 1000, 1300))
+
+
+async def test_a_run_over_given_holes_tells_what_waits_for_the_end_of_the_day(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1000), (1200, 1200))
+        _beginning_late(monkeypatch, 1210, lambda: True)
+        backfill = d.backfill(max_age_s=float("inf"), rest_again_s=60.0, dump_retry_s=1800.0)
+        (left,) = await asyncio.wait_for(backfill.fill(await d.store.open_holes()), 20)
+        assert "REST has nothing older than" in left.why
+        assert "comes when that day is over" in left.why
 
 
 async def test_a_hole_that_a_dump_does_not_fit_spoils_no_other(

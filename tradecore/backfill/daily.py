@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _REPLACED_S = 6 * HOUR_S  # between looks at a dump that was read in vain: they are long
 _MOST_MINUTES = 60
-_REST_AGAIN = 6  # rounds through the dumps after which REST is asked again too
 
 
 class Daily:
@@ -61,8 +60,6 @@ class Daily:
         if not work.days:
             work.days = None
             work.dump_rounds += 1
-            if work.dump_rounds % _REST_AGAIN == 0:
-                work.lost = ""  # REST may have been mistaken
             return Step(self._delay_s(work))
         day = work.days[-1]
         if not plan.is_over(day, clock.wall_ns() // 1000):

@@ -17,6 +17,7 @@ from tradecore.backfill import plan, table
 from tradecore.backfill.step import Filler
 from tradecore.backfill.table import Table, age_order, backoffs
 from tradecore.backfill.work import (
+    HOUR_S,
     FillPolicy,
     FillStats,
     Reach,
@@ -279,7 +280,7 @@ class Backfill:
             # The symbol is not listed any more, mostly. The dumps may still have it.
             if isinstance(work, Reach):
                 return Step(pieces=[])
-            work.lost = str(error)
+            work.lost, work.rest_due_s = str(error), _now_s() + HOUR_S
             return Step()
         if error.kind != "broken":
             # It is the host, not the hole: all wait.
@@ -321,11 +322,17 @@ class Backfill:
 
     def _is_free(self, work: Work | Reach) -> bool:
         return work.symbol not in self._busy and not (
-            self._needs_dump(work) and any(map(self._needs_dump, self._busy.values()))
+            self._needs_dump(work)
+            and not self._asks_again(work)
+            and any(map(self._needs_dump, self._busy.values()))
         )
 
     def _needs_dump(self, work: Work | Reach) -> bool:
         return isinstance(work, Work) and (bool(work.lost) or self._policy.source == "dump")
+
+    def _asks_again(self, work: Work | Reach) -> bool:
+        """Tell whether the next step asks REST for what it has lost."""
+        return isinstance(work, Work) and bool(work.lost) and work.rest_due_s <= _now_s()
 
     def _is_wanted(self, above_us: int, since_us: int) -> bool:
         """Tell whether a hole with this time above, found then, is young enough to be filled."""

@@ -8,7 +8,9 @@ may have brought it. Then, as far as that goes:
     page      the highest 1,000 ids of the hole, again and again; the hole shrinks from above, and
               holes of the symbol that lie so near are filled by the same page
     probe     a page that had nothing of the hole: does the venue serve the trade below it?
-    dump      it does not, so REST no longer has the ids: the daily dumps of the days in between
+    dump      it does not, and some seconds later neither: the daily dumps of the days in between;
+              REST is asked again each minute while a day of them is not over, later each hour,
+              since a replica that lags or has a short history heals
     confirm   it does, and passes over the ids: the same again some seconds later, since the
               venue's database may lag; then the hole is closed as absent
 
@@ -17,6 +19,7 @@ after an error is decided in `engine`.
 """
 
 import logging
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -38,6 +41,7 @@ from tradecore.backfill.work import (
     WrongReplyError,
 )
 from tradecore.backfill.write import Writer
+from tradecore.log import once_per
 from tradecore.rest import trades
 from tradecore.rest.client import RestClient
 from tradecore.store.ledger import HoleId, Span
@@ -51,6 +55,7 @@ Rows = npt.NDArray[Any]
 _MAX_LAG_US = 10_000_000
 _PATIENT_AFTER = 30  # replies without a trade, after which the venue is asked more seldom
 _HOURLY_AFTER = 100
+_AGAIN_EVERY_S = 0.5  # between two questions about what REST has lost, of all symbols
 
 
 class Filler:
@@ -73,6 +78,7 @@ class Filler:
         self._works_of = works_of
         self._write = Writer(store, stats.retries)
         self._lag_us = 0
+        self._next_again_s = 0.0
         self._absences = Absences(store, stats, policy.confirm_s)
         self._daily = Daily(store, client, policy, stats, self._write, works_of=works_of)
 
@@ -92,7 +98,7 @@ class Filler:
                 return Step(suspect.wait_s)
             return await self._confirm(work)
         if work.lost or self._policy.source == "dump":
-            return await self._daily.step(work)
+            return await self._instead(work)
         age_us = clock.wall_ns() // 1000 - work.above_us
         # A clock that stands behind the venue's makes it negative: never wait longer than the lag.
         if (wait_us := min(self._lag_us - age_us, self._lag_us)) > 0:
@@ -156,10 +162,30 @@ class Filler:
             return self._refused_by_database(work)
         if len(rows) == 0 or (told.ends_early and not told.inside):
             return self._lags(work)
-        work.probing = False
         if not told.has_below and not told.inside:
-            self._lose(work, rows)
+            return self._begins_late(work, rows)
+        work.probing = False
+        work.late_s = 0.0
+        self._learn_begin(work.symbol, int(rows["trade_id"][0]))
         return Step()
+
+    async def _instead(self, work: Work) -> Step:
+        """Ask REST again for what it has lost, when it is time to; else read the dumps."""
+        now_s = clock.mono_ns() / 1e9
+        asks = self._policy.source != "dump"
+        if asks and work.rest_due_s <= now_s:
+            work.rest_due_s = now_s + self._again_s(work)
+            if now_s < self._next_again_s:
+                return Step()  # there are many of them: the next time
+            self._next_again_s = now_s + _AGAIN_EVERY_S
+            return await self._probe(work)
+        step = Step(work.dump_due_s - now_s)
+        if step.delay_s <= 0:
+            step = await self._daily.step(work)
+            now_s = clock.mono_ns() / 1e9
+            work.dump_due_s = now_s + step.delay_s
+        due_s = min(work.dump_due_s, work.rest_due_s) if asks else work.dump_due_s
+        return step._replace(delay_s=max(due_s - now_s, 0.0))
 
     async def _below(self, work: Work) -> Asked:
         """Return the probe of a hole, from a trade that the venue is known to have had."""
@@ -182,16 +208,15 @@ class Filler:
             return self._lags(work)
         if told.inside or not told.has_below:
             self._absences.forget(work.symbol, work.span)
-            if told.inside:
-                await self._take(work, rows, asked)
-            else:
-                self._lose(work, rows)
+            if not told.inside:
+                return self._begins_late(work, rows)
+            await self._take(work, rows, asked)
             return Step()
         closed = [one.span for one in (work, *others) if await self._close(one, rows, asked)]
         if work.span in closed:
             return Step(absent=tuple(closed))
         work.why = COUNTED
-        return Step(HOUR_S, absent=tuple(closed))
+        return Step(self._again_s(work), absent=tuple(closed))
 
     def _due_below(self, work: Work) -> list[Work]:
         """Return holes, from below, that one page can show together with this one to be absent."""
@@ -248,6 +273,7 @@ class Filler:
             self._stats.filled["rest"] += result.stored
         if result.stored or result.duplicate:
             work.fruitless = 0
+            work.late_s = 0.0
             work.lag.reset()
             work.trouble.reset()
         for one in works:
@@ -302,20 +328,49 @@ class Filler:
     def _caught_up(self, work: Work) -> None:
         self._lag_us = min(self._lag_us, max(0, clock.wall_ns() // 1000 - work.above_us))
 
-    def _lose(self, work: Work, rows: Rows) -> None:
-        """REST begins above the hole: what it lacks is for the dumps."""
-        work.lost = _lost(rows)
-        if not work.dump_rounds:
-            log.warning(
-                "REST no longer has the trades of a hole; it is filled from the venue's daily dump "
-                "as soon as that is there, which is the day after",
+    def _begins_late(self, work: Work, rows: Rows) -> Step:
+        """REST begins above the hole: told twice, seconds apart, what it lacks is for the dumps."""
+        now_s = clock.mono_ns() / 1e9
+        begins = int(rows["trade_id"][0])
+        work.late_s = work.late_s or now_s
+        wait_s = work.late_s + self._policy.confirm_s - now_s
+        if wait_s > 0 and not work.lost:
+            work.probing = True
+            work.why = f"the venue's reply began at {begins}, above these ids: it is asked again"
+            return Step(wait_s)
+        if not work.lost:
+            once_per(log, ("lost", work.symbol)).warning(
+                "REST does not have the trades of a hole; it is asked again now and then, and the "
+                "hole is filled from the venue's daily dump if that is there first, the day after",
                 extra={
                     "symbol": work.symbol,
                     "first_id": work.first_id,
                     "last_id": work.last_id,
-                    "cause": work.lost,
+                    "begins": begins,
                 },
             )
+        work.probing = False
+        work.lost = f"the venue's REST has nothing older than {begins}"
+        self._learn_begin(work.symbol, begins)
+        return Step()
+
+    def _learn_begin(self, symbol: str, begins: int) -> None:
+        """REST has trades from `begins` on: what was lost above is asked for, the rest waits."""
+        now_s = clock.mono_ns() / 1e9
+        for one in self._works_of(symbol):
+            if one.lost and one.last_id >= begins:
+                one.lost, one.late_s, one.not_before_s = "", 0.0, 0.0
+            elif one.lost:
+                one.rest_due_s = now_s + self._again_s(one)
+                one.not_before_s = min(one.dump_due_s, one.rest_due_s)
+
+    def _again_s(self, work: Work) -> float:
+        """Return the seconds until REST is asked again for what it should have and does not give.
+
+        While the day is not over nobody else can have it.
+        """
+        over = plan.is_over(plan.day_of(work.above_us), clock.wall_ns() // 1000)
+        return (HOUR_S if over else self._policy.rest_again_s) * random.uniform(0.75, 1.0)
 
     def _refused_by_database(self, work: Work | Reach) -> Step:
         work.why = "the database refuses these trades: see dead_letters"
@@ -354,7 +409,3 @@ class Filler:
             reach.is_refused = True
             return self._refused_by_database(reach), ()
         return Step(), result.opened
-
-
-def _lost(rows: Rows) -> str:
-    return f"the venue's REST has nothing older than {int(rows['trade_id'][0])}"

@@ -39,6 +39,8 @@ class FillPolicy:
     lag_cap_s: float = 10.0
     trouble_base_s: float = 0.5
     trouble_cap_s: float = 60.0
+    rest_again_s: float = 60.0
+    """Before REST is asked again for what it did not give, while no dump can have it."""
     dump_retry_s: float = 1800.0
     """Before a dump that was not there is asked for again; doubled up to an hour."""
 
@@ -111,8 +113,14 @@ class Work:
     """Requests since the last one that brought a trade."""
     tried_newest: bool = False
     probing: bool = False
+    late_s: float = 0.0
+    """When a reply first began above the hole, 0 = none did since the last that was better."""
     lost: str = ""
-    """Why REST cannot give the ids."""
+    """Why REST does not give the ids."""
+    rest_due_s: float = 0.0
+    """When REST is asked again for ids that it has lost."""
+    dump_due_s: float = 0.0
+    """When the dumps are looked through again."""
     days: list[date] | None = None
     """Dumps that are still to be read, the newest last."""
     without: set[date] = field(default_factory=set)
