@@ -24,7 +24,7 @@ from tradecore.errors import TransientStoreError
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
 from tradecore.schema import KLINE_DTYPE
-from tradecore.store.audit import AuditReport, put_klines
+from tradecore.store.audit import AuditReport, Mismatch, put_klines
 
 MINUTE_US = 60_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "PEPEUSDT")
@@ -132,6 +132,29 @@ async def test_a_venue_that_gives_nothing_is_asked_in_turn(
         with pytest.raises(RestError):
             await one.ask()
     assert asked == [*sorted(MADE_UP), sorted(MADE_UP)[0]]
+
+
+async def test_ids_that_were_held_absent_are_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [(Mismatch(MADE_UP[0], START_US, "hole", "the venue counts them"),), ()]
+
+    async def report(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(
+            **{"matched": 0, "unproven": 0, "proven_us": {}, "late": 0, "mismatches": ()},
+            **{"tails": (), "klines_missing": (), "reopened": found.pop(0)},
+        )
+
+    monkeypatch.setattr(auditor_module, "audit", report)
+    told: list[int] = []
+    store: Any = SimpleNamespace(pool=None)
+    one = Auditor(
+        store, lambda: MADE_UP, lambda *_: True, lambda *_: None, None, lambda: told.append(1)
+    )
+    await one.step()
+    assert len(told) == 1
+    await one.step()
+    assert len(told) == 1
 
 
 async def test_rest_that_lags_is_asked_again(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

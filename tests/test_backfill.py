@@ -11,7 +11,7 @@ import pytest
 from fill_desk import desk, rows_of, running, today_us, until
 
 from tradecore import clock
-from tradecore.backfill import plan
+from tradecore.backfill import engine, plan
 from tradecore.backfill.engine import Backfill
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
@@ -239,6 +239,31 @@ async def test_reach(migrated_database: str, tmp_path: Path) -> None:
             "restart"
         )
         assert ETH not in await d.store.bounds()
+
+
+async def test_holes_that_are_opened_again_are_looked_for_soon(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told of at once, while it has nothing to do, and while it looks."""
+    monkeypatch.setattr(engine, "_LOOK_AGAIN_S", 0.5)
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        backfill = d.backfill(look_s=600.0)
+        real = d.store.bounds
+
+        async def bounds(*about: Any) -> Any:
+            if await d.store.open_holes(symbol=BTC) == []:
+                await d.capture(BTC, (1000, 1000), (1010, 1010))
+                backfill.look_soon()
+            return await real(*about)
+
+        monkeypatch.setattr(d.store, "bounds", bounds)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 1010))
+            monkeypatch.setattr(d.store, "bounds", real)
+            await until(lambda: backfill.idle)
+            await d.capture(ETH, (1000, 1000), (1010, 1010))
+            backfill.look_soon()
+            await until(lambda: d.whole(ETH, 1000, 1010))
 
 
 async def test_pause(migrated_database: str, tmp_path: Path) -> None:

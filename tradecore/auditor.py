@@ -75,12 +75,14 @@ class Auditor:
         is_under_way: Callable[[str, int], bool],
         reach: Callable[[str, int], None],
         fetch_klines: FetchKlines | None,
+        on_reopened: Callable[[], None] = lambda: None,
     ) -> None:
         """Take what the check needs of the others.
 
         `is_under_way(symbol, trade_id)`: that trade was received and is about to be stored.
         `reach(symbol, last_id)` fetches a newest trade that we lack. Without `fetch_klines`
-        minutes whose kline did not come stay unproven.
+        minutes whose kline did not come stay unproven. `on_reopened` hears that ids that were held
+        absent are a hole again.
         """
         self.stats = AuditStats()
         self._store = store
@@ -88,6 +90,7 @@ class Auditor:
         self._is_under_way = is_under_way
         self._reach = reach
         self._fetch_klines = fetch_klines
+        self._on_reopened = on_reopened
         self._missing: tuple[tuple[str, int, int], ...] = ()
         self._asked_ns: dict[str, int] = {}
         self._retry_ns: dict[str, tuple[int, Backoff]] = {}
@@ -172,6 +175,8 @@ class Auditor:
                 "the venue counts trades that it was held not to have; they are missing again",
                 extra={"symbol": one.symbol, "minute_us": one.open_us, "detail": one.detail},
             )
+        if report.reopened:
+            self._on_reopened()
         for symbol, last_id in report.tails:
             if not self._is_under_way(symbol, last_id):
                 self._reach(symbol, last_id)

@@ -155,6 +155,7 @@ class Supervisor:
             lambda symbol, trade_id: (self._capture.track(symbol).last_id or -1) >= trade_id,
             self._backfill.reach,
             lambda symbol, from_us, to_us: trades.klines(client, symbol, from_us, to_us),
+            self._backfill.look_soon,
         )
         self._sharing: Sharing | None = None
         if settings.shards:

@@ -120,12 +120,16 @@ class Backfill:
             return
         fresh = list(holes)
         if len(self._table.active) + len(fresh) > table.MAX_HOLES:
-            # The newest matter most; the look chooses them.
-            self._next_look_s = min(self._next_look_s, self._looked_s + _LOOK_AGAIN_S)
+            self.look_soon()  # the newest matter most; the look chooses them
             fresh = []
         now_us = clock.wall_ns() // 1000
         for symbol, first_id, last_id in fresh:
             self._table.add(symbol, first_id, last_id, now_us)
+        self._woken.set()
+
+    def look_soon(self) -> None:
+        """Tell of holes that have been opened, without knowing which."""
+        self._next_look_s = min(self._next_look_s, self._looked_s + _LOOK_AGAIN_S)
         self._woken.set()
 
     def reach(self, symbol: str, last_id: int, cause: str = "disconnect") -> None:
@@ -160,6 +164,7 @@ class Backfill:
         began_us = clock.wall_ns() // 1000
         limit = self._table.look_limit
         self._looked_s = _now_s()
+        self._next_look_s = self._looked_s + self._policy.look_s * random.uniform(0.9, 1.1)
         try:
             holes = await self._store.open_holes(limit=limit)
             ends_us = [one.last_us for one in (await self._store.bounds()).values()]
@@ -167,7 +172,6 @@ class Backfill:
             self.stats.last_error = str(error)
             self._next_look_s = _now_s() + _LOOK_AGAIN_S
             return
-        self._next_look_s = _now_s() + self._policy.look_s * random.uniform(0.9, 1.1)
         self._newest_us = max(ends_us, default=None)
         wanted = [one for one in holes if self._is_wanted(one.above_us, one.detected_us)]
         gone = self._table.choose(wanted, soon_s=self._next_look_s, began_us=began_us)
