@@ -1,6 +1,7 @@
 """The back-fill when something is in its way: database, venue, refused rows, very many holes."""
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from fill_desk import Desk, desk, running, today_us, until
 from rest_desk import odd_server
 
 from tradecore import clock
-from tradecore.backfill import table
+from tradecore.backfill import dumps, table
 from tradecore.backfill.engine import Backfill
 from tradecore.backfill.work import UnderWay
+from tradecore.rest import dump
+from tradecore.rest.budget import RestError
 from tradecore.store.embedded import EmbeddedPostgres
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
@@ -197,6 +200,39 @@ async def test_a_dump_host_that_refuses_is_left_alone(
             await until(lambda: len(under_way(backfill)) == 3)
             await until(lambda: all("HTTP 403" in one.why for one in under_way(backfill)))
         assert len(odd.asked) == 1
+
+
+@pytest.mark.parametrize("trouble", ["checksum", "503"])
+async def test_a_dump_host_that_is_out_of_order_for_a_moment(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """What fails is asked for again soon, though dumps that are not there are left for long."""
+    real = dump.fetch_day
+    asked_s = []
+
+    async def fetch_day(*about: Any) -> Any:
+        asked_s.append(clock.mono_ns() / 1e9)
+        if len(asked_s) > 2:
+            return await real(*about)
+        if trouble == "checksum":
+            raise RestError("broken", "its checksum is another one")
+        raise RestError("unreachable", "HTTP 503", status=503)
+
+    monkeypatch.setattr(dump, "fetch_day", fetch_day)
+    monkeypatch.setattr(dumps, "_TROUBLE_S", (0.4, 1.0))
+    async with desk(migrated_database, tmp_path, **DAYS) as d:
+        await d.capture(BTC, (1000, 1100), (1200, 1300))
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_retry_s=1800.0)
+        async with running(backfill):
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        first, second = (b - a for a, b in pairwise(asked_s[:3]))
+        assert first >= 0.3 and second >= 0.75
+
+
+def test_the_pauses_after_trouble_with_a_dump() -> None:
+    pauses = [dumps.trouble_s(tries, 1800.0) for tries in range(5)]
+    for pause_s, longest_s in zip(pauses, (10, 60, 600, 1800, 1800), strict=True):
+        assert 0.75 * longest_s <= pause_s <= longest_s
 
 
 async def test_a_dump_that_takes_its_time_holds_up_what_needs_none(

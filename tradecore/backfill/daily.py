@@ -9,7 +9,7 @@ from typing import Any
 from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.absent import COUNTED, Absences, sighting
-from tradecore.backfill.dumps import PAUSE_S, DumpRead, Dumps, DumpTrouble, Passed
+from tradecore.backfill.dumps import DumpRead, Dumps, DumpTrouble, Passed, trouble_s
 from tradecore.backfill.work import HOUR_S, FillPolicy, FillStats, Step, Work
 from tradecore.backfill.write import Writer
 from tradecore.log import once_per
@@ -45,9 +45,7 @@ class Daily:
         self._stats = stats
         self._absences = Absences(store, stats, policy.dump_confirm_s)
         self._works_of = works_of
-        self._dumps = Dumps(
-            policy.dump_url, policy.folder, write, pause_s=min(PAUSE_S, policy.dump_retry_s)
-        )
+        self._dumps = Dumps(policy.dump_url, policy.folder, write, longest_s=policy.dump_retry_s)
 
     async def step(self, work: Work) -> Step:
         """Read one day's dump for the hole and all holes like it; the newest day first."""
@@ -57,9 +55,11 @@ class Daily:
         if work.days is None:
             work.days = plan.days_between(work.hole.below_us, work.above_us)[::-1]
             work.missing_dumps = 0
+            work.is_dump_bad = False
         if not work.days:
             work.days = None
             work.dump_rounds += 1
+            work.bad_rounds = work.bad_rounds + 1 if work.is_dump_bad else 0
             return Step(self._delay_s(work))
         day = work.days[-1]
         if not plan.is_over(day, clock.wall_ns() // 1000):
@@ -77,6 +77,7 @@ class Daily:
                 return Step(wait_s)
             work.days.pop()
             work.missing_dumps += 1
+            work.is_dump_bad |= isinstance(error, RestError)
             return Step()
         work.days.pop()
         if read is None:
@@ -180,7 +181,9 @@ class Daily:
         return int(klines["trade_count"].sum()), stored
 
     def _delay_s(self, work: Work) -> float:
-        """Dumps appear the next day, at no promised hour; bad ones are replaced days later."""
+        """Dumps appear the next day, at no promised hour; poor ones are replaced days later."""
+        if work.is_dump_bad:
+            return trouble_s(work.bad_rounds - 1, self._policy.dump_retry_s)
         cap_s = HOUR_S if work.missing_dumps else _REPLACED_S
         longer: float = min(self._policy.dump_retry_s * 2 ** min(work.dump_rounds, 20), cap_s)
         return longer * random.uniform(0.75, 1.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import date
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from tradecore import clock
 from tradecore.backfill import plan
 from tradecore.backfill.plan import Hole, Jump
-from tradecore.backoff import Backoff
 from tradecore.errors import DataDirError
 from tradecore.rest import dump
 from tradecore.rest.budget import RestError
@@ -30,8 +30,17 @@ FOLDER_NAME = "backfill-dumps"
 """Ours alone: what lies there is taken away. An operator's own dumps may lie beside it."""
 
 
-PAUSE_S = 60.0
-"""How long host and disk are left alone at first when they refuse."""
+LONGEST_S = 3600.0
+_TROUBLE_S = (10.0, 60.0, 600.0)
+
+
+def trouble_s(tries: int, longest_s: float = LONGEST_S) -> float:
+    """Return the seconds to the next try after trouble, of which there was `tries` before.
+
+    Most of it is over soon, and what is not stays for long. A dump that is not there is no trouble.
+    """
+    pause_s = _TROUBLE_S[tries] if tries < len(_TROUBLE_S) else longest_s
+    return min(pause_s, longest_s) * random.uniform(0.75, 1.0)
 
 
 class Passed(NamedTuple):
@@ -60,16 +69,16 @@ class Dumps:
         folder: Path,
         write: Callable[[str, Rows, str], Awaitable[WriteResult]],
         *,
-        pause_s: float = PAUSE_S,
+        longest_s: float = LONGEST_S,
     ) -> None:
-        """`pause_s`: how long host and disk are left alone when they refuse; then ever longer."""
+        """`longest_s`: how long host and disk are left alone when they refuse again and again."""
         self._base_url = base_url
         self._folder = folder / FOLDER_NAME
         self._write = write
         self._turn = asyncio.Lock()
         self._is_clean = False
-        self._pause = Backoff(pause_s, pause_s * 60)
-        self._pause_s = pause_s
+        self._longest_s = longest_s
+        self._refusals = 0  # in a row
         self._silent_until_s = 0.0
         self._trouble = ""
 
@@ -115,11 +124,12 @@ class Dumps:
         except (RestError, DataDirError) as error:
             # A broken file is the day's; all else is of the host or the disk, hence of all days.
             if not isinstance(error, RestError) or error.kind != "broken":
-                pause_s = max(self._pause.next_delay_s(), self._pause_s)
+                pause_s = trouble_s(self._refusals, self._longest_s)
                 self._silent_until_s = clock.mono_ns() / 1e9 + pause_s
+                self._refusals += 1
                 self._trouble = str(error)
             raise
-        self._pause.reset()
+        self._refusals = 0
         return path
 
     def _clean(self) -> None:

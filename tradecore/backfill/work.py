@@ -127,6 +127,10 @@ class Work:
     """Days whose dump was taken instead of their pages, or was not to be had."""
     missing_dumps: int = 0
     """How many of the days so far have no dump."""
+    is_dump_bad: bool = False
+    """In this round one was spoilt on its way, or did not match its checksum."""
+    bad_rounds: int = 0
+    """Such rounds in a row."""
     dump_rounds: int = 0
     """How often all days have been through."""
     why: str = "not asked yet"
