@@ -21,7 +21,7 @@ run: venv
 	@exec $(VENV)/bin/tradecore run
 
 test: venv
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 demo: venv
 	$(PY) bench/demo.py
