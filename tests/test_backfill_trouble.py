@@ -16,7 +16,7 @@ from tradecore import clock
 from tradecore.backfill import dumps, table
 from tradecore.backfill.engine import Backfill
 from tradecore.backfill.work import UnderWay
-from tradecore.rest import dump
+from tradecore.rest import dump, trades
 from tradecore.rest.budget import RestError
 from tradecore.store.embedded import EmbeddedPostgres
 
@@ -268,6 +268,70 @@ async def test_a_venue_that_hangs_and_comes_back(migrated_database: str, tmp_pat
         async with running(backfill):
             await until(lambda: d.whole(BTC, 1000, 1200))
         await d.prove(BTC, 1000, 1200)
+
+
+@pytest.mark.parametrize("fault", ["503", "garbage", "wrong"])
+async def test_a_venue_that_is_well_again_is_asked_for_all_at_once(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """However long it was out of order: it is asked every few seconds, by one hole at a time."""
+    real = trades.historical
+    broken = [True]
+    asked_s: list[float] = []
+
+    async def historical(client: Any, symbol: str, from_id: int, limit: int = 1000) -> Any:
+        asked_s.append(clock.mono_ns() / 1e9)
+        if not broken:
+            return await real(client, symbol, from_id, limit)
+        if fault == "wrong":
+            return await real(client, symbol, from_id - 7, limit)
+        raise RestError({"503": "unreachable", "garbage": "broken"}[fault], "no use")
+
+    monkeypatch.setattr(trades, "historical", historical)
+    symbols = [f"S{i}USDT" for i in range(12)]
+    async with desk(migrated_database, tmp_path, symbols=",".join(symbols)) as d:
+        spans = {}
+        for symbol in symbols:
+            first = d.market.first_id(symbol)
+            spans[symbol] = first, first + 20
+            await d.capture(symbol, (first, first), (first + 20, first + 20))
+        backfill = d.backfill(trouble_base_s=30.0, trouble_cap_s=60.0, host_cap_s=1.0, look_s=600.0)
+
+        async def all_whole() -> bool:
+            return all([await d.whole(symbol, *span) for symbol, span in spans.items()])
+
+        async with running(backfill):
+            await until(lambda: len(asked_s) > 5)
+            before = len(asked_s)
+            await asyncio.sleep(5)
+            assert 4 <= len(asked_s) - before <= 25
+            assert max(b - a for a, b in pairwise(asked_s)) < 1.5
+            broken.clear()
+            healed_s = clock.mono_ns() / 1e9
+            await until(all_whole)
+            assert clock.mono_ns() / 1e9 - healed_s < 4
+
+
+async def test_a_hole_whose_trouble_is_its_own_is_asked_for_ever_more_seldom(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trades.historical
+    asked = []
+
+    async def historical(client: Any, symbol: str, from_id: int, limit: int = 1000) -> Any:
+        asked.append(symbol)
+        if symbol == BTC:
+            raise RestError("broken", "no use")
+        return await real(client, symbol, from_id, limit)
+
+    monkeypatch.setattr(trades, "historical", historical)
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(ETH, (1000, 1000), (6000, 6000))
+        await d.capture(BTC, (1000, 1000), (6000, 6000))
+        backfill = d.backfill(trouble_base_s=60.0, trouble_cap_s=60.0)
+        async with running(backfill):
+            await until(lambda: d.whole(ETH, 1000, 6000))
+        assert asked.count(BTC) <= 4
 
 
 async def test_one_bad_hole_does_not_keep_another_waiting(

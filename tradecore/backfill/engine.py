@@ -4,7 +4,8 @@ The daemon runs it for ever over the holes younger than BACKFILL_MAX_AGE; `trade
 it once over the holes that it names. Each turn of a hole is one step (see `step`), and then
 the newest hole that is due gets the next one. So a hole that cannot be filled keeps no other one
 waiting, and a long one those of its own symbol for a step. Dumps are read one at a time, since they
-take minutes: the other workers are left to what needs none.
+take minutes: the other workers are left to what needs none. A venue that gives nothing of use is
+asked every few seconds, by one hole at a time, and for all of them from its first good reply on.
 """
 
 import asyncio
@@ -48,11 +49,13 @@ _REACH_TRIES = 100
 _LOOK_AGAIN_S = 5.0
 _PAUSE_S = 0.5
 _BAD_REQUEST = 400
+_MOST_TOLD_S = 60.0  # of what a host that is out of order says itself
 
 # Of a run over given holes: what has not come by then is left and reported.
 _PATIENCE_S = 30.0
 _BAN_PATIENCE_S = 900.0
 _FRUITLESS = 15
+_FAILURES = 8
 
 
 class Backfill:
@@ -86,7 +89,7 @@ class Backfill:
         self._woken = asyncio.Event()
         self._looked_s = self._next_look_s = 0.0
         self._newest_us: int | None = None  # time of the newest stored trade
-        self._venue_pause = Backoff(policy.lag_base_s, policy.lag_cap_s * 3)
+        self._venue_pause = Backoff(policy.lag_base_s, policy.host_cap_s)
         self._venue_not_before_s = 0.0
         self._left: list[Work] | None = None  # a run over given holes: those given up
 
@@ -187,6 +190,9 @@ class Backfill:
             return
         due = [work for work in self._free() if work.not_before_s <= now_s]
         due.sort(key=age_order, reverse=True)
+        if self._is_failing:
+            # One whose trouble is its own must not be all that is asked for.
+            due.sort(key=lambda work: work.failed_s)
         for work in due:
             if len(self._busy) >= self._policy.workers:
                 return
@@ -245,6 +251,7 @@ class Backfill:
     async def _attempt(self, work: Work | Reach) -> Step:
         """Make a step; an error becomes a delay."""
         before = self.stats.last_error
+        began_s = _now_s()
         try:
             if isinstance(work, Work):
                 step = await self._filler.step(work)
@@ -256,42 +263,68 @@ class Backfill:
         except TransientStoreError as error:
             return self._failed(work, "database", error)
         except WrongReplyError as error:
-            step = self._failed(work, "broken", error)
-            return Step(max(step.delay_s, error.delay_s))
+            if not error.delay_s:
+                return self._host_failed(work, "broken", error)
+            return Step(max(self._failed(work, "broken", error).delay_s, error.delay_s))
         except OSError as error:  # the disk: no hole is worth the capture of all others
             return self._failed(work, "dump", error)
-        self._venue_pause.reset()
+        if self._filler.answered_s >= began_s:
+            self._venue_pause.reset()
+            self._venue_not_before_s = 0.0
         if self.stats.last_error is before:
             self.stats.last_error = None
         return step
 
     def _failed(self, work: Work | Reach, reason: str, error: Exception) -> Step:
+        self._note(work, reason, error)
+        return self._later(work)
+
+    def _note(self, work: Work | Reach, reason: str, error: Exception) -> None:
+        work.failures += 1
         self.stats.retries[reason] += 1
         self.stats.last_error = work.why = str(error)
         once_per(log, (reason, work.symbol)).warning(
             "a request for missing trades failed and is made again",
             extra={"hole": str(work), "reason": reason, "error": str(error)},
         )
+
+    def _later(self, work: Work | Reach) -> Step:
         return Step(max(work.trouble.next_delay_s(), self._policy.lag_base_s))
 
     def _venue_failed(self, work: Work | Reach, error: RestError) -> Step:
-        if error.kind in ("banned", "limited"):
+        refused = error.kind == "refused" and error.retry_after_s > 0
+        if error.kind in ("banned", "limited") or refused:
             self.stats.retries[error.kind] += 1
             self.stats.last_error = work.why = str(error)
             return Step(max(error.retry_after_s, 1.0))
-        step = self._failed(work, error.kind, error)
         if error.kind == "refused" and error.status == _BAD_REQUEST:
+            self._note(work, error.kind, error)
             # The symbol is not listed any more, mostly. The dumps may still have it.
             if isinstance(work, Reach):
                 return Step(pieces=[])
             work.lost, work.rest_due_s = str(error), _now_s() + HOUR_S
             return Step()
-        if error.kind != "broken":
-            # It is the host, not the hole: all wait.
-            pause_s = max(self._venue_pause.next_delay_s(), self._policy.lag_base_s)
-            self._venue_not_before_s = _now_s() + pause_s
-            return Step(max(step.delay_s, error.retry_after_s))
-        return step
+        return self._host_failed(work, error.kind, error, min(error.retry_after_s, _MOST_TOLD_S))
+
+    def _host_failed(
+        self, work: Work | Reach, reason: str, error: Exception, told_s: float = 0.0
+    ) -> Step:
+        """Let all holes wait a little; this one for longer, if others were answered meanwhile.
+
+        So trouble of the host ends for all of them with its first good reply, and trouble of one
+        hole is asked about ever more seldom.
+        """
+        self._note(work, reason, error)
+        is_own = 0 < work.failed_s < self._filler.answered_s
+        work.failed_s = _now_s()
+        pause_s = max(self._venue_pause.next_delay_s(), self._policy.lag_base_s, told_s)
+        self._venue_not_before_s = work.failed_s + pause_s
+        return self._later(work) if is_own else Step()
+
+    @property
+    def _is_failing(self) -> bool:
+        """Whether the venue gives nothing of use, several times in a row."""
+        return self._venue_pause.attempts > 1
 
     def _settle(self, work: Work, step: Step) -> None:
         """Note what has become of the hole."""
@@ -315,7 +348,8 @@ class Backfill:
     def _is_vain(self, work: Work, delay_s: float) -> bool:
         banned = self.stats.retries["banned"] + self.stats.retries["limited"]
         patience_s = _BAN_PATIENCE_S if banned and not work.lost else _PATIENCE_S
-        return delay_s > patience_s or work.fruitless >= _FRUITLESS or work.trouble.attempts > 8
+        failures = max(work.failures, self._venue_pause.attempts // 2)
+        return delay_s > patience_s or work.fruitless >= _FRUITLESS or failures > _FAILURES
 
     # ---- whose turn it can be ----------------------------------------------------------------
 
@@ -325,11 +359,13 @@ class Backfill:
         return [one for one in works if self._is_free(one)]
 
     def _is_free(self, work: Work | Reach) -> bool:
-        return work.symbol not in self._busy and not (
-            self._needs_dump(work)
-            and not self._asks_again(work)
-            and any(map(self._needs_dump, self._busy.values()))
-        )
+        needs_dump = self._needs_dump(work)
+        if work.symbol in self._busy:
+            return False
+        if needs_dump and not self._asks_again(work):
+            return not any(map(self._needs_dump, self._busy.values()))
+        # One question is enough to see whether a venue that fails has come back.
+        return not self._is_failing or all(map(self._needs_dump, self._busy.values()))
 
     def _needs_dump(self, work: Work | Reach) -> bool:
         return isinstance(work, Work) and (bool(work.lost) or self._policy.source == "dump")

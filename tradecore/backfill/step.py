@@ -77,6 +77,8 @@ class Filler:
         self._stats = stats
         self._works_of = works_of
         self._write = Writer(store, stats.retries)
+        self.answered_s = 0.0
+        """When the venue's database last answered as it should, by the monotonic clock."""
         self._lag_us = 0
         self._next_again_s = 0.0
         self._absences = Absences(store, stats, policy.confirm_s)
@@ -142,8 +144,7 @@ class Filler:
     async def _page(self, work: Work) -> Step:
         others = [one.span for one in self._works_of(work.symbol) if not one.lost]
         asked = plan.page_from_above(work.span, others)
-        rows = await self._ask(work, asked)
-        told = self._judge(work, rows, asked)
+        rows, told = await self._ask(work, asked)
         result = await self._take(work, rows, asked)
         if told.ends_early:
             return self._lags(work)
@@ -155,8 +156,7 @@ class Filler:
 
     async def _probe(self, work: Work) -> Step:
         asked = await self._below(work)
-        rows = await self._ask(work, asked)
-        told = self._judge(work, rows, asked)
+        rows, told = await self._ask(work, asked)
         result = await self._take(work, rows, asked)
         if told.inside and result.parked and not result.stored:
             return self._refused_by_database(work)
@@ -201,8 +201,7 @@ class Filler:
             from_id = min(asked.from_id, others[0].first_id - 1)
             limit = min(max(asked.limit, work.last_id + 2 - from_id), plan.PAGE_ROWS)
             asked = Asked(from_id, limit)
-        rows = await self._ask(work, asked)
-        told = self._judge(work, rows, asked)
+        rows, told = await self._ask(work, asked)
         self._hold_against_times(work, rows)
         if told.ends_early and not told.inside:
             return self._lags(work)
@@ -244,11 +243,13 @@ class Filler:
         evidence = {"source": "rest", **second, "replies": replies}
         return await self._absences.close(work.symbol, jumps[0], evidence)
 
-    async def _ask(self, work: Work, asked: Asked) -> Rows:
+    async def _ask(self, work: Work, asked: Asked) -> tuple[Rows, Told]:
         work.requests += 1
         work.fruitless += 1
         page = await trades.historical(self._client, work.symbol, asked.from_id, asked.limit)
-        return page.rows
+        told = self._judge(work, page.rows, asked)
+        self.answered_s = clock.mono_ns() / 1e9
+        return page.rows, told
 
     def _judge(self, work: Work, rows: Rows, asked: Asked) -> Told:
         try:
@@ -274,6 +275,7 @@ class Filler:
         if result.stored or result.duplicate:
             work.fruitless = 0
             work.late_s = 0.0
+            work.failures = 0
             work.lag.reset()
             work.trouble.reset()
         for one in works:
@@ -391,6 +393,7 @@ class Filler:
         else:
             asked = plan.page_from_above(above)
             page = await trades.historical(self._client, reach.symbol, *asked)
+            self.answered_s = clock.mono_ns() / 1e9
         low, high = page.rows["trade_id"].searchsorted((above.first_id, above.last_id + 1))
         rows = page.rows[low:high]
         if len(rows) == 0:

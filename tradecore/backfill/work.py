@@ -39,6 +39,8 @@ class FillPolicy:
     lag_cap_s: float = 10.0
     trouble_base_s: float = 0.5
     trouble_cap_s: float = 60.0
+    host_cap_s: float = 4.0
+    """Between two questions to a venue that gives nothing of use for any hole."""
     rest_again_s: float = 60.0
     """Before REST is asked again for what it did not give, while no dump can have it."""
     dump_retry_s: float = 1800.0
@@ -107,6 +109,10 @@ class Work:
     trouble: Backoff
     not_before_s: float = 0.0
     """By the monotonic clock."""
+    failed_s: float = 0.0
+    """When the venue last gave nothing of use for it, by the monotonic clock; 0 = never."""
+    failures: int = 0
+    """Since trades of it were stored."""
     requests: int = 0
     filled: int = 0
     fruitless: int = 0
@@ -165,6 +171,8 @@ class Reach:
     lag: Backoff
     trouble: Backoff
     not_before_s: float = 0.0
+    failed_s: float = 0.0
+    failures: int = 0
     fruitless: int = 0
     is_refused: bool = False
     """The database took nothing of the page that ends at `last_id`."""
