@@ -254,6 +254,28 @@ async def test_a_server_that_hangs_costs_its_limit_only() -> None:
             assert client.requests == {("time", "timeout"): 2}
 
 
+async def test_a_server_that_hung_is_asked_beside_what_it_leaves_unanswered() -> None:
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with odd_server(hang, b"{}") as odd, client_of(odd.url) as client:
+        assert await asyncio.wait_for(client.get(TIME, hangs_s=1.2), 3) == b"{}"
+        assert client.requests == {("time", "200"): 1, ("time", "cancelled"): 1}
+        assert not client.budget._in_flight
+
+
+async def test_a_slow_answer_is_taken_whatever_becomes_of_the_second() -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(2.0)
+        return web.Response(body=b"slow")
+
+    for second in (slow, (503, {}, b"")):
+        async with odd_server(slow, second) as odd, client_of(odd.url) as client:
+            assert await client.get(TIME, hangs_s=1.2) == b"slow"
+            assert len(odd.asked) == 2
+
+
 @pytest.mark.parametrize("reply", [b"", b"\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 100_000])
 async def test_a_server_that_speaks_no_http(reply: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,9 +3,9 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import orjson
@@ -35,6 +35,7 @@ TRIES = 3
 
 _RETRY_S = (0.5, 8.0)
 _ERROR_TEXT_S = 0.5
+_SECOND_S = 1.0  # it is sent soon, or it is not worth its weight
 _MENDS = {
     -1003: "too many requests from this address",
     -1008: "it is overloaded; try later",
@@ -80,21 +81,32 @@ class RestClient:
         reserve: int = 0,
         tries: int = TRIES,
         max_bytes: int = MAX_BYTES,
+        hangs_s: float | None = None,
     ) -> bytes:
         """Return the body of the answer to GET `path`; the only error is RestError.
 
         The request waits for the budget for `wait_s` at most, leaving `reserve` weight of the
         minute to others. No answer, 5xx and 429 are tried again, `tries` times in all.
+        One that is not answered after `hangs_s` is asked once more beside it.
         """
         ends_s = clock.mono_ns() / 1e9 + wait_s
         backoff = Backoff(*_RETRY_S)
         backoff.next_delay_s()  # the first, without a delay, was that of the first try
         while True:
             left_s = max(ends_s - clock.mono_ns() / 1e9, 0.0)
+
+            async def second() -> bytes:
+                ticket = await self.budget.take(weight, _SECOND_S, reserve=reserve)
+                try:
+                    return await self._ask(path, params or {}, max_bytes)
+                finally:
+                    self.budget.done(ticket)
+
             try:
                 ticket = await self.budget.take(weight, left_s, reserve=reserve)
                 try:
-                    return await self._ask(path, params or {}, max_bytes)
+                    first = self._ask(path, params or {}, max_bytes)
+                    return await (first if hangs_s is None else _sooner(first, second, hangs_s))
                 finally:
                     self.budget.done(ticket)
             except RestError as error:
@@ -211,6 +223,31 @@ class RestClient:
             task = asyncio.get_running_loop().create_task(session.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+async def _sooner(
+    one: Coroutine[Any, Any, bytes],
+    other: Callable[[], Coroutine[Any, Any, bytes]],
+    hangs_s: float,
+) -> bytes:
+    """Return what the first request brings, or the second one if that is good and sooner.
+
+    A host that hung does not answer what it was asked before it came back.
+    """
+    first = asyncio.create_task(one)
+    asked = {first}
+    try:
+        done, _ = await asyncio.wait(asked, timeout=hangs_s)
+        if not done:
+            asked.add(second := asyncio.create_task(other()))
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            if second.done() and second.exception() is None:
+                return second.result()
+        return await first
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 def safe_base(url: str, variable: str) -> str:

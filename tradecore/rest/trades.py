@@ -16,6 +16,8 @@ PAGE = 1000
 """Most rows that the venue gives at once."""
 TRADES_WEIGHT = 25
 KLINES_WEIGHT = 2
+HANGS_S = 4.0
+"""A page that has not come by then is asked for a second time."""
 RESERVE = 300
 """Weight of the minute that long work leaves to short questions."""
 
@@ -56,7 +58,12 @@ async def historical(client: RestClient, symbol: str, from_id: int, limit: int =
     """
     params: Params = {"symbol": symbol, "fromId": from_id, "limit": limit}
     body = await client.get(
-        "/api/v3/historicalTrades", params, TRADES_WEIGHT, reserve=RESERVE, wait_s=180.0
+        "/api/v3/historicalTrades",
+        params,
+        TRADES_WEIGHT,
+        reserve=RESERVE,
+        wait_s=180.0,
+        hangs_s=HANGS_S,
     )
     page = _page(symbol, body)
     if page.first_id is not None and page.first_id < from_id:
