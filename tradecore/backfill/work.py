@@ -33,7 +33,7 @@ class FillPolicy:
     """Between the two replies that prove that the venue has no such trades."""
     dump_confirm_s: float = 4 * HOUR_S
     """Between two looks at a dump that prove it, when no kline does."""
-    look_s: float = 60.0
+    look_s: float = 20.0
     """Between two looks at all open holes."""
     lag_base_s: float = 0.2
     lag_cap_s: float = 10.0
