@@ -3,15 +3,16 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fill_desk import desk, rows_of, running, today_us, until
+from fill_desk import Desk, desk, rows_of, running, today_us, until
 
 from tradecore import clock
-from tradecore.backfill import engine, plan
+from tradecore.backfill import dumps, engine, plan, step
 from tradecore.backfill.engine import Backfill
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
@@ -473,13 +474,8 @@ async def test_a_run_over_given_holes_does_not_wait_for_those_that_stay(
     absent = [f"{BTC}=1110-1119", f"{BTC}=1150-1159"]
     async with desk(migrated_database, tmp_path, first_id=1000, absent=absent) as d:
         await d.capture(BTC, (1000, 1109), (1120, 1149), (1160, 1300))
-        await d.conn.execute(
-            "INSERT INTO klines (timestamp, symbol, first_id, last_id, trade_count, is_closed)"
-            " VALUES (date_trunc('minute', to_timestamp($1)), $2, 1155, 1160, 6, true)",
-            d.market.trade_us(BTC, 1160) // 10**6,
-            BTC,
-        )
-        backfill = d.backfill(max_age_s=float("inf"))
+        await _count_by_kline(d, 1155, 1160)
+        backfill = d.backfill(max_age_s=float("inf"), dump_retry_s=60.0)
         (left,) = await asyncio.wait_for(backfill.fill(await d.store.open_holes()), 20)
         assert (left.first_id, left.last_id) == (1150, 1159)
         assert backfill.stats.ids_absent == 10
@@ -616,16 +612,99 @@ async def test_a_stored_kline_disproves_absence(
     options = {**DAYS, **keep, "absent": f"{BTC}=1110-1119"}
     async with desk(migrated_database, tmp_path, **options) as d:
         await d.capture(BTC, (1000, 1109), (1120, 1300))
-        await d.conn.execute(
-            "INSERT INTO klines (timestamp, symbol, first_id, last_id, trade_count, is_closed)"
-            " VALUES (date_trunc('minute', to_timestamp($1)), $2, 1100, 1125, 26, true)",
-            d.market.trade_us(BTC, 1120) // 10**6,
-            BTC,
-        )
+        await _count_by_kline(d, 1100, 1120)
         backfill = d.backfill(max_age_s=10 * 86_400)
         async with running(backfill):
             await until(lambda: _told(backfill, "counts these trades"))
         assert [h[1:3] for h in await d.store.open_holes()] == [(1110, 1119)]
+
+
+def _passing_over(
+    monkeypatch: pytest.MonkeyPatch, first_id: int, last_id: int, is_lossy: Callable[[], bool]
+) -> None:
+    """Let REST pass over these ids, as a database that lost them does, while `is_lossy`."""
+    real = trades.historical
+
+    async def historical(client: Any, symbol: str, from_id: int, limit: int = 1000) -> Any:
+        if not is_lossy():
+            return await real(client, symbol, from_id, limit)
+        page = await real(client, symbol, from_id, min(limit + last_id - first_id + 1, 1000))
+        ids = page.rows["trade_id"]
+        return replace(page, rows=page.rows[(ids < first_id) | (ids > last_id)][:limit])
+
+    monkeypatch.setattr(trades, "historical", historical)
+
+
+async def _count_by_kline(d: Desk, first_id: int, last_id: int) -> None:
+    """Store a kline of the minute of the last of these ids that counts all of them."""
+    await d.conn.execute(
+        "INSERT INTO klines (timestamp, symbol, first_id, last_id, trade_count, is_closed)"
+        " VALUES (date_trunc('minute', to_timestamp($1)), $2, $3, $4, $5, true)",
+        d.market.trade_us(BTC, last_id) // 10**6,
+        *(BTC, first_id, last_id, last_id - first_id + 1),
+    )
+
+
+async def test_what_rest_passes_over_and_a_kline_counts_comes_from_the_dump(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when REST has to be asked again before the dump is there."""
+    _passing_over(monkeypatch, 1110, 1119, lambda: True)
+    real, there = dumps.Dumps.read, list[bool]()
+
+    async def read(self: Any, *about: Any) -> Any:
+        return await real(self, *about) if there else None
+
+    monkeypatch.setattr(dumps.Dumps, "read", read)
+    monkeypatch.setattr(step, "HOUR_S", 0.3)
+    async with desk(migrated_database, tmp_path, **DAYS) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1300))
+        await _count_by_kline(d, 1100, 1120)
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_retry_s=0.3)
+        async with running(backfill):
+            await until(lambda: _told(backfill, "counts these trades, though it gives them"))
+            await until(lambda: _told(backfill, "is not there"))
+            asked = d.client.requests["historicalTrades", "200"]
+            await until(lambda: d.client.requests["historicalTrades", "200"] > asked + 4)
+            there.append(True)
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        await d.prove(BTC, 1000, 1300)
+        assert backfill.stats.filled == {"rest": 0, "dump": 10}
+        assert backfill.stats.holes_absent == 0
+
+
+async def test_what_rest_passes_over_today_and_a_kline_counts_is_asked_for_again(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dump can have it yet, and REST heals; trades below that it has free no such hole."""
+    lossy = [True]
+    _passing_over(monkeypatch, 1110, 1119, lambda: bool(lossy))
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1300))
+        await _count_by_kline(d, 1100, 1120)
+        backfill = d.backfill(rest_again_s=0.8)
+        async with running(backfill):
+            await until(lambda: _told(backfill, "counts these trades"))
+            before = d.client.requests["historicalTrades", "200"]
+            await asyncio.sleep(3)
+            more = d.client.requests["historicalTrades", "200"] - before
+            assert 2 <= more <= 10, "two questions each time"
+            assert [h[1:3] for h in await d.store.open_holes()] == [(1110, 1119)]
+            lossy.clear()
+            await until(lambda: d.whole(BTC, 1000, 1300))
+        await d.prove(BTC, 1000, 1300)
+        assert backfill.stats.filled == {"rest": 10, "dump": 0}
+
+
+async def test_a_run_over_given_holes_looks_in_the_dump_for_what_a_kline_counts(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _passing_over(monkeypatch, 1110, 1119, lambda: True)
+    async with desk(migrated_database, tmp_path, **DAYS) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1300))
+        await _count_by_kline(d, 1100, 1120)
+        assert await d.backfill().fill(await d.store.open_holes()) == []
+        await d.prove(BTC, 1000, 1300)
 
 
 @pytest.mark.parametrize(

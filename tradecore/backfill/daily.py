@@ -190,4 +190,4 @@ class Daily:
 
 
 def _and(first: str, second: str) -> str:
-    return f"{first}; {second}" if first else second
+    return f"{first}; {second}" if first and first != second else second

@@ -12,7 +12,8 @@ may have brought it. Then, as far as that goes:
               REST is asked again each minute while a day of them is not over, later each hour,
               since a replica that lags or has a short history heals
     confirm   it does, and passes over the ids: the same again some seconds later, since the
-              venue's database may lag; then the hole is closed as absent
+              venue's database may lag; then the hole is closed as absent, or, if a stored kline
+              counts the ids, looked for like what REST does not serve
 
 The dumps are read in `daily`, and ids are closed in `absent`. Which hole is next and what happens
 after an error is decided in `engine`.
@@ -212,10 +213,7 @@ class Filler:
             await self._take(work, rows, asked)
             return Step()
         closed = [one.span for one in (work, *others) if await self._close(one, rows, asked)]
-        if work.span in closed:
-            return Step(absent=tuple(closed))
-        work.why = COUNTED
-        return Step(self._again_s(work), absent=tuple(closed))
+        return Step(absent=tuple(closed))
 
     def _due_below(self, work: Work) -> list[Work]:
         """Return holes, from below, that one page can show together with this one to be absent."""
@@ -232,7 +230,10 @@ class Filler:
         )
 
     async def _close(self, work: Work, rows: Rows, asked: Asked) -> bool:
-        """Close a hole that this second reply passes over as well; tell whether it is."""
+        """Close a hole that this second reply passes over as well; tell whether it is.
+
+        One that a kline counts is lost to REST: the dump may have it.
+        """
         ids = rows["trade_id"]
         jumps = plan.jumps(ids[plan.around(ids, work.span)], work.span)
         suspect = self._absences.suspect(work.symbol, work.span)
@@ -241,7 +242,11 @@ class Filler:
         second = sighting(asked, jumps[0])
         replies = [suspect.sighting, second]
         evidence = {"source": "rest", **second, "replies": replies}
-        return await self._absences.close(work.symbol, jumps[0], evidence)
+        if await self._absences.close(work.symbol, jumps[0], evidence):
+            return True
+        work.lost = work.why = COUNTED
+        work.rest_due_s = clock.mono_ns() / 1e9 + self._again_s(work)
+        return False
 
     async def _ask(self, work: Work, asked: Asked) -> tuple[Rows, Told]:
         work.requests += 1
@@ -267,6 +272,7 @@ class Filler:
         works = await self._reached(work, rows)
         chosen = rows[plan.select(ids, [one.span for one in works])]
         if told.inside:
+            work.lost = ""  # not any more
             work.above_us = min(work.above_us, int(rows["trade_us"][told.low]))
         result = WriteResult()
         if len(chosen):
@@ -360,6 +366,8 @@ class Filler:
         """REST has trades from `begins` on: what was lost above is asked for, the rest waits."""
         now_s = clock.mono_ns() / 1e9
         for one in self._works_of(symbol):
+            if one.lost == COUNTED and one.last_id >= begins:
+                continue  # REST has what is around it, and was asked for it twice
             if one.lost and one.last_id >= begins:
                 one.lost, one.late_s, one.not_before_s = "", 0.0, 0.0
             elif one.lost:
