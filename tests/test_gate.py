@@ -1,5 +1,6 @@
 """When a connection may be asked for: refusals, their scope, and what outlives the process."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,9 +152,27 @@ def test_an_unreadable_count_of_attempts_is_an_empty_bucket(
     assert 0 < Gate(tmp_path).take_s(HERE) < 2.3
 
 
-def test_a_damaged_file_of_bans_may_have_held_one(clocks: Clocks, tmp_path: Path) -> None:
+def test_a_damaged_file_of_bans_may_have_held_one(
+    clocks: Clocks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs two minutes once, however often we are started in them, and none later."""
     (tmp_path / STATE_NAME).write_bytes(b"{")
-    assert silences(Gate(tmp_path)) == [120] * 3
+    for passed_s in (0, 50, 100):
+        assert silences(Gate(tmp_path)) == [120 - passed_s] * 3
+        clocks.tick(50)
+    assert silences(Gate(tmp_path)) == [0] * 3
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert str(tmp_path / STATE_NAME) in told and "120 s" in told and "delete it" in told
+
+
+def test_a_damaged_entry_costs_no_ban_of_another_host(clocks: Clocks, tmp_path: Path) -> None:
+    refuse(Gate(tmp_path), THERE, 403, 1000)
+    content = json.loads((tmp_path / STATE_NAME).read_bytes())
+    (tmp_path / STATE_NAME).write_text(json.dumps(content | {HERE.host: 7}))
+    assert silences(Gate(tmp_path)) == [120, 120, 1001]
+    clocks.tick(121)
+    assert silences(Gate(tmp_path)) == [0, 0, 880]
 
 
 def test_no_folder_is_made_for_attempts_and_none_is_needed(clocks: Clocks, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _FIRST_BAN_S = 120.0
 _BANNED_UNTIL = re.compile(rb"banned until (\d{10,17})")
 _DAMAGED_S = 120.0
 """How long nobody asks when the file cannot be understood: it may have held a ban."""
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
 
@@ -82,7 +83,7 @@ class BlockFile:
         return self._path is not None and self._signature() != self._seen
 
     def read(self) -> Memory:
-        """Return what the file holds about the host."""
+        """Return what the file holds about the host; a damaged one is written anew."""
         if self._path is None:
             return Memory()
         self._seen = self._signature()
@@ -90,14 +91,16 @@ class BlockFile:
         try:
             found = self._content().get(self._host)
             return Memory() if found is None else self._from_json(found)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except _DAMAGE as error:
             _log.warning(
-                "%s is damaged (%r): the venue is not asked for %d s, since it may have held a "
-                "ban; the file is then written anew",
+                "%s is damaged (%r) and may have held a ban: it is written anew, and the venue is "
+                "left alone for %d s; if you know that there is no ban, delete it and start again",
                 *(self._path, error, _DAMAGED_S),
             )
             self.damaged = True
-            return Memory(Block(mono_s() + _DAMAGED_S, _DAMAGED_S, "limited"))
+            block = Block(mono_s() + _DAMAGED_S, _DAMAGED_S, "limited")
+            # At once: or else each start would find the damage and wait again.
+            return self.write(Memory(block), durable=True)
 
     def write(self, memory: Memory, *, durable: bool) -> Memory:
         """Put `memory` into the file, keep the longer block, and return what then stands there.
@@ -109,12 +112,11 @@ class BlockFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                try:
+                content, there = dict[str, Any](), Memory()
+                with suppress(*_DAMAGE):
                     content = self._content()
-                    stored = content.get(self._host)
-                    there = self._from_json(stored) if stored is not None else Memory()
-                except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-                    content, there = {}, Memory()
+                    if (stored := content.get(self._host)) is not None:
+                        there = self._from_json(stored)
                 if there.block and (memory.block is None or memory.block < there.block):
                     memory = memory._replace(block=there.block)
                 content[self._host] = self._to_json(memory)
