@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tradecore.backoff import AttemptBudget, Backoff
+from tradecore.backoff import AttemptBudget, Backoff, Repeats
 
 seconds = st.floats(1e-3, 1e5)
 
@@ -159,3 +159,25 @@ def test_what_a_former_run_used_counts() -> None:
 def test_budget_refuses_senseless_bounds(limit: int, window: float, margin: float) -> None:
     with pytest.raises(ValueError, match="no budget"):
         AttemptBudget(limit, window, margin=margin)
+
+
+def test_the_same_cause_counts_less_and_less_often() -> None:
+    repeats = Repeats(60.0, 200.0)
+    done = [second for second in range(1000) if repeats.due(float(second), ["a"])]
+    assert done == [0, 60, 180, 380, 580, 780, 980]
+
+
+def test_another_cause_counts_at_once_and_all_are_done_with_it() -> None:
+    repeats = Repeats(60.0, 200.0)
+    assert repeats.due(0.0, ["a"]) == ["a"]
+    assert repeats.due(1.0, ["a", "b"]) == ["b"]
+    assert repeats.due(62.0, ["a", "b"]) == ["b"], "what was done for b was done for a"
+    assert repeats.due(63.0, []) == []
+
+
+def test_a_cause_that_has_gone_for_long_is_new_again() -> None:
+    repeats = Repeats(60.0, 200.0)
+    assert repeats.due(0.0, ["a"]) and repeats.due(60.0, ["a"])
+    assert repeats.due(400.0, ["b"]) == ["b"]
+    assert repeats.due(401.0, ["a"]) == ["a"] and not repeats.due(460.0, ["a"])
+    assert repeats.due(461.0, ["a"]) == ["a"]

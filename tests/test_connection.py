@@ -430,7 +430,7 @@ async def test_a_successor_that_brings_less_than_others_is_not_taken(venue: Venu
             listener_factory=factory,
             confirm=confirm,
             behind_s=0.2,
-            rollover_s=0.1,
+            rollover_s=5.0,
             base_s=0.1,
             cap_s=0.1,
         )
@@ -450,6 +450,41 @@ async def test_a_successor_that_brings_less_than_others_is_not_taken(venue: Venu
         factory.passed_by = set()
         await eventually(lambda: connection.describe().rollovers["stale"] == 1)
         await eventually(lambda: venue.peers[0].gone)
+
+
+async def test_a_symbol_that_nobody_brings_does_not_stop_rollovers(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tickers tell of its trades and none comes, on no connection: listed anew, or refused."""
+    monkeypatch.setattr("tradecore.feed.connection.DEAD_AGAIN_S", 0.2)
+    factory = Factory()
+    factory.passed_by = {1}
+    share = Share(("BTCUSDT", "ODDUSDT"), ("trade", "ticker"))
+    async with Running(
+        connect(
+            venue.url, listener_factory=factory, share=share, behind_s=0.1, base_s=0.1, cap_s=0.1
+        )
+    ) as connection:
+        await eventually(lambda: connection.describe().rollovers["stale"] == 2)
+        status = connection.describe()
+        assert status.reconnects == {} and status.attempts_failed == 0
+        await asyncio.sleep(2)
+        assert connection.describe().rollovers["stale"] <= 5, "less and less often"
+        wider = Share(("BTCUSDT", "ODDUSDT", "NEWUSDT"), ("trade", "ticker"))
+        assert await connection.apply(wider, 5.0)
+
+
+async def test_a_wish_from_during_a_rollover_is_met_by_it(venue: Venue) -> None:
+    venue.farewell_s = 0.3
+    async with Running(connect(venue.url)) as connection:
+        await eventually(lambda: connection.state is State.LIVE)
+        connection.replace("a test")
+        await eventually(lambda: connection.rolling)
+        while connection.rolling:
+            connection.replace("again")
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert connection.describe().rollovers["stale"] == 1 and len(venue.peers) == 2
 
 
 async def test_a_session_without_data_grows_old_too(venue: Venue) -> None:
@@ -570,6 +605,7 @@ async def test_planned_rollovers_leave_attempts_to_breaks(venue: Venue) -> None:
         for number in range(1, 3):
             connection.replace("a test")
             await eventually(lambda n=number: connection.describe().rollovers["stale"] == n)
+            await eventually(lambda: not connection.rolling)
         connection.replace("a test")
         await eventually(lambda: connection.rolling)
         await asyncio.sleep(0.4)

@@ -4,10 +4,13 @@ Pure state: nothing here sleeps. Callers wait for the seconds that they are give
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from math import ceil
+from typing import TypeVar
 
 from tradecore import clock
+
+T = TypeVar("T", bound=Hashable)
 
 
 class Backoff:
@@ -42,6 +45,28 @@ class Backoff:
         """
         self._ceiling_s = 0.0
         self.attempts = 0
+
+
+class Repeats:
+    """Lets something be done for the same cause less and less often: at once, then `first_s` later,
+    then twice as long, up to `cap_s`. A cause that has not shown for that long is new again.
+    """
+
+    def __init__(self, first_s: float, cap_s: float) -> None:
+        self._first_s = first_s
+        self._cap_s = cap_s
+        self._notes: dict[Hashable, tuple[float, float]] = {}  # due, and the delay before
+
+    def due(self, now_s: float, causes: Collection[T]) -> list[T]:
+        """Return those whose time has come. If there is one, all of them count as done now."""
+        for cause, (due_s, delay_s) in list(self._notes.items()):
+            if now_s - due_s > delay_s and cause not in causes:
+                del self._notes[cause]
+        due = [one for one in causes if now_s >= self._notes.get(one, (now_s, 0.0))[0]]
+        for one in causes if due else ():
+            delay_s = min(2 * self._notes.get(one, (0.0, self._first_s / 2))[1], self._cap_s)
+            self._notes[one] = (now_s + delay_s, delay_s)
+        return due
 
 
 class AttemptBudget:

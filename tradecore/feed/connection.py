@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tradecore import clock
-from tradecore.backoff import Backoff
+from tradecore.backoff import Backoff, Repeats
 from tradecore.feed.gate import Gate
 from tradecore.feed.leg import Leg, Upkeep
 from tradecore.feed.lines import Alternates
@@ -21,6 +21,12 @@ from tradecore.feed.states import State
 from tradecore.feed.subscriptions import Share
 
 log = logging.getLogger(__name__)
+
+DEAD_AGAIN_S = 5.0
+"""A connection is replaced for the same dead stream again after so long, then twice as long: the
+venue itself may bring no trades of a symbol, or such that are not its own any more."""
+
+_DEAD_AGAIN_CAP_S = 3600.0
 
 _YOUNGEST = 0.8
 """Sessions live 80 to 100 % of the maximal age, so that they do not roll over together."""
@@ -85,7 +91,9 @@ class Connection:
         self._present: Leg | None = None
         self._successor: Leg | None = None
         self._retiring: Leg | None = None
+        self._rolling = False
         self._wish: Trouble | None = None
+        self._dead_again = Repeats(DEAD_AGAIN_S, _DEAD_AGAIN_CAP_S)
         self._work: asyncio.Task[None] | None = None
         self._ending = False
         self._born_ns = clock.mono_ns()
@@ -113,8 +121,8 @@ class Connection:
 
     @property
     def rolling(self) -> bool:
-        """Whether a successor is on its way."""
-        return self._successor is not None or self._retiring is not None
+        """Whether the session is being replaced."""
+        return self._rolling
 
     @property
     def sessions(self) -> list[Session]:
@@ -173,7 +181,7 @@ class Connection:
 
     def replace(self, why: str) -> None:
         """Ask for a successor: some data are missing. Nothing happens while one is on its way."""
-        if self._successor is None and self._wish is None:
+        if not self._rolling and self._wish is None:
             self._wish = Trouble(Cause.STALE, why)
 
     async def apply(self, share: Share, limit_s: float) -> bool:
@@ -251,7 +259,13 @@ class Connection:
             return None
         if leg.age_s > leg.lifetime_s:
             return Trouble(Cause.AGE, f"open for {leg.age_s:.0f} s")
+        if dead := self._dead_again.due(clock.mono_ns() / 1e9, session.dead):
+            return Trouble(Cause.STALE, self._tell_dead(dead))
         return wish
+
+    def _tell_dead(self, symbol_ids: Collection[int]) -> str:
+        names = [s for s in self.share.traded if self.plan.symbol_id(s) in symbol_ids]
+        return f"trades of {len(symbol_ids)} symbols are printed and do not come: {names[:3]}"
 
     async def _roll_over(self, old: Leg, trouble: Trouble) -> None:
         """Open a successor, wait until it carries everything, then close the old session."""
@@ -266,7 +280,7 @@ class Connection:
             },
         )
         deaf = False
-        old.last = True
+        old.last = self._rolling = True
         await self._hold_back(old)
         proof = Proof(self._up, trouble)
         new = self._successor = Leg(self._up, old)
@@ -275,17 +289,33 @@ class Connection:
             if new.task.done():
                 new.task.result()
             deaf = old.session is not None and old.session.deaf
-            if await proof.given(new, deaf=deaf):
+            if await proof.given(new, old.session):
                 break
-            _end_if_useless(new)
+            self._end_if_useless(new, old.session)
         died = old.task.done()
         if died:
             old.task.result()
         self._present, self._successor, self._retiring = new, None, old
         self._up.tally.rollovers[trouble.cause.value] += 1
         await old.end(drain=not deaf)
-        self._retiring = None
+        self._retiring = self._wish = None
+        self._rolling = False
         proof.tell(died=died)
+
+    def _end_if_useless(self, leg: Leg, old: Session | None) -> None:
+        """A successor that brings less than the old session is a failed attempt."""
+        session = leg.session
+        if session is None:
+            return
+        lacks = session.dead - (old.dead if old is not None else frozenset())
+        if lacks:
+            detail = self._tell_dead(lacks)
+        elif session.trouble and (session.deaf or session.trouble.cause is Cause.STALE):
+            detail = session.trouble.detail
+        else:
+            return
+        session.settled = False
+        session.end(SessionOver(Reason.SILENT, detail))
 
     async def _hold_back(self, old: Leg) -> None:
         """Wait for the back-off when sessions want a successor again and again while young."""
@@ -299,13 +329,3 @@ class Connection:
 
     async def _end_legs(self, *, drain: bool) -> None:
         await asyncio.gather(*(leg.end(drain=drain) for leg in self._legs))
-
-
-def _end_if_useless(leg: Leg) -> None:
-    """A successor that brings not what it should is a failed attempt: it has none of its own."""
-    session = leg.session
-    if session is None or session.trouble is None:
-        return
-    if session.deaf or session.trouble.cause is Cause.STALE:
-        session.settled = False
-        session.end(SessionOver(Reason.SILENT, session.trouble.detail))

@@ -152,6 +152,8 @@ class Leg:
         if over.reason is Reason.CONNECT_FAILED:
             tally.attempts_failed += 1
             lived_s = 0.0
+        elif self._planned:
+            tally.attempts_failed += 1  # nothing was missed: another session delivers
         else:
             tally.reconnects[over.reason.value] += 1
         self._note(session)

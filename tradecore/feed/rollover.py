@@ -37,8 +37,8 @@ class Proof:
         self._asked_ns = 0
         self._quiet: set[str] = set()
 
-    async def given(self, successor: Leg, *, deaf: bool) -> bool:
-        """Tell whether the old session may go now; `deaf`: nothing comes over it any more."""
+    async def given(self, successor: Leg, old: Session | None) -> bool:
+        """Tell whether the old session may go now."""
         session = successor.session
         if session is not self._session:  # another attempt: what the last one proved is gone
             self._session, self._ready_ns, self._asked_ns = session, 0, 0
@@ -47,16 +47,16 @@ class Proof:
             return False
         now_ns = clock.mono_ns()
         self._ready_ns = self._ready_ns or now_ns
-        if deaf:
+        if old is not None and old.deaf:
             self.open = ()
             return successor.live
-        self.open, left_out = self._unproven(session)
+        self.open, left_out = self._unproven(session, old)
         if not self.open:
             return successor.live or bool(self._quiet)
         timing = self._up.plan.timing
         waited_s = (now_ns - self._ready_ns) / 1e9
-        if waited_s > timing.rollover_s and successor.live and not left_out:
-            return True
+        if waited_s > timing.rollover_s and successor.live:
+            return True  # one trade may be lost on the successor; a dead stream had ended it
         grace_s = timing.grace_s if self._up.share.ticks else timing.quiet_grace_s
         since_asked_s = (now_ns - self._asked_ns) / 1e9
         if waited_s < grace_s or (self._asked_ns and since_asked_s < _ASK_AGAIN * grace_s):
@@ -87,9 +87,15 @@ class Proof:
             },
         )
 
-    def _unproven(self, session: Session) -> tuple[tuple[str, ...], set[str]]:
-        """Return the symbols without proof, and those of them that moved elsewhere only."""
+    def _unproven(self, session: Session, old: Session | None) -> tuple[tuple[str, ...], set[str]]:
+        """Return the symbols without proof, and those of them that moved elsewhere only.
+
+        What the old session does not bring either needs none.
+        """
         ids = {self._up.plan.symbol_id(symbol): symbol for symbol in session.traded}
+        if old is not None:
+            for symbol_id in old.dead.union(old.left_out(list(ids))):
+                ids.pop(symbol_id, None)
         left_out = {ids[symbol_id] for symbol_id in session.left_out(list(ids))}
         self._quiet -= left_out
         open_ids = session.unconfirmed([i for i in ids if ids[i] not in self._quiet])

@@ -65,6 +65,8 @@ class Session:
         """The limit on opening the socket."""
         self.trouble: Trouble | None = None
         """Why a successor is wanted, if one is."""
+        self.dead: frozenset[int] = frozenset()
+        """Symbol ids of which trades are printed and do not come."""
         self._plan = plan
         self._share = share
         self._timing = plan.timing
@@ -78,6 +80,7 @@ class Session:
         self._pulse = pulse or Pulse()
         self._behind = Behind(plan.timing.behind_s)
         self._looked_ns = 0
+        self._unable = False  # to change the subscriptions
         self._mark_due_ns = 0  # when the mark of what is owed is set for good; 0: it is
         self._frames = 0
         self._pongs = 0
@@ -285,7 +288,7 @@ class Session:
 
     async def _follow_wishes(self) -> None:
         """Change subscriptions at run time; what stays must not suffer when that fails."""
-        if self.trouble is not None:
+        if self._unable:
             return  # the successor does it
         self._subscriber.retry_refused()
         if self._subscriber.in_step:
@@ -296,6 +299,7 @@ class Session:
         except SessionOver as over:
             if over.reason is not Reason.SUBSCRIBE_FAILED:
                 raise
+            self._unable = True
             self._worry(Trouble(Cause.STALE, f"subscriptions could not be changed: {over}"))
 
     def _mark(self, again_s: float = 0.0) -> None:
@@ -311,19 +315,16 @@ class Session:
         if self._mark_due_ns and clock.mono_ns() >= self._mark_due_ns:
             self._mark()
         passed_s, self._looked_ns = self._awake_s(self._looked_ns), clock.mono_ns()
-        names = self._traded_ids()
-        dead = self._behind.look(passed_s, self._listener.behind(list(names)))
-        if dead:
-            self._worry(
-                Trouble(
-                    Cause.STALE,
-                    f"trades of {len(dead)} symbols, {names[dead[0]]} is one, are printed and do"
-                    " not come",
-                )
-            )
+        behind = self._listener.behind(self._traded_ids())
+        self.dead = frozenset(self._behind.look(passed_s, behind))
 
-    def _traded_ids(self) -> dict[int, str]:
-        return {self._plan.symbol_id(symbol): symbol for symbol in self.traded}
+    def _traded_ids(self) -> list[int]:
+        return [self._plan.symbol_id(symbol) for symbol in self.traded]
+
+    def _known(self) -> dict[int, int]:
+        """Return the newest id known of those symbols that are behind here."""
+        assert self._listener is not None
+        return {i: newest_id for i, _, newest_id in self._listener.behind(self._traded_ids())}
 
     async def _look_into_silence(self) -> None:
         """Find out whether the socket, its data or the market is quiet, when data have stopped."""
@@ -333,7 +334,7 @@ class Session:
             cap_s = min(cap_s, self._timing.first_data_s)
         if silence_s <= self._pulse.limit_s(self._timing.suspicious_s, cap_s):
             return
-        heard_ns, pongs = self.last_data_ns, self._pongs
+        heard_ns, pongs, known = self.last_data_ns, self._pongs, self._known()
 
         def resumed() -> bool:
             return self.last_data_ns != heard_ns
@@ -349,13 +350,15 @@ class Session:
             detail = f"no data event for {silence_s:.1f} s and no answer to a ping"
             self._go_stale(Trouble(Cause.SILENT, detail))
             return
-        assert self._listener is not None
-        if self._listener.behind(list(self._traded_ids())):
-            detail = f"no data event for {silence_s:.1f} s while trades are printed"
+        # What has come elsewhere may be on its way still, and so may what REST tells of then.
+        await self._wait(self._timing.ping_s / 2, resumed)
+        if resumed():
+            return
+        if any(known.get(symbol_id) != newest for symbol_id, newest in self._known().items()):
+            detail = f"no data event for {silence_s:.1f} s while other connections bring trades"
             self._go_stale(Trouble(Cause.STALE, detail))
             return
         moved = set(self.traded) - await self._ask_which_are_quiet()
-        # What the venue told of may be on its way still.
         await self._wait(self._timing.ping_s / 2, resumed)
         if resumed():
             return
