@@ -316,7 +316,7 @@ def kline(last_id: int, count: int, event_ms: int) -> bytes:
 
 def test_the_greatest_last_id_told_is_kept_with_its_times(bench: Bench) -> None:
     def told() -> tuple[int, int, int, int]:
-        last_id, event_us, recv_ns, since_ns = bench.capture.told("BTCUSDT")
+        last_id, event_us, recv_ns, since_ns, _ = bench.capture.told("BTCUSDT")
         return last_id, event_us // 1000 - BASE_MS if event_us else 0, recv_ns, since_ns
 
     assert told() == (-1, 0, 0, 0)
@@ -336,7 +336,8 @@ def test_the_greatest_last_id_told_is_kept_with_its_times(bench: Bench) -> None:
         assert told() == (expected[0], expected[1], expected[2], told()[3])
         if expected[0] >= 0:
             assert told()[3] == expected[3]
-    assert bench.capture.told("ETHUSDT") == Told(-1, 0, 0, 0)
+        assert bench.capture.told("BTCUSDT").heard_ns == recv_ns, "whatever it told"
+    assert bench.capture.told("ETHUSDT") == Told(-1, 0, 0, 0, 0)
 
 
 def test_lines_are_held_against_each_other(bench: Bench) -> None:
@@ -372,7 +373,7 @@ def test_symbols_interned_later_are_taken_after_growing(bench: Bench) -> None:
     bench.capture.grow()
     bench.capture.grow()
     assert bench.capture.track("ETHUSDT") == before
-    assert bench.capture.told("LATE99") == (-1, 0, 0, 0)
+    assert bench.capture.told("LATE99") == (-1, 0, 0, 0, 0)
     bench.feed(3, 2, symbol="ETHUSDT")
     bench.feed(7, 8, symbol="LATE99")
     assert bench.ids() == [1, 2, 3, 7, 8]

@@ -1,6 +1,6 @@
 """What a jump in the ids cannot show: trades without a successor, found by other witnesses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -369,6 +369,60 @@ async def test_a_break_asks_everybody_to_show_itself_again(desk: Desk) -> None:
     await desk.look(10)
     assert whole(desk) == list(SYMBOLS)
     assert desk.asked == [("ETHUSDT",)]
+
+
+async def test_a_first_trade_while_the_venue_is_asked(desk: Desk) -> None:
+    ask = desk.continuity._ask_last_ids
+
+    async def slowly(symbols: Sequence[str]) -> Mapping[str, int]:
+        desk.trade(7)
+        return await ask(symbols)
+
+    desk.continuity._ask_last_ids = slowly
+    desk.venue = {"BTCUSDT": 7, "ETHUSDT": -1}
+    assert await desk.continuity.confirm(SYMBOLS) == set(SYMBOLS)
+
+
+async def test_a_symbol_that_comes_back_has_to_show_itself_anew(desk: Desk) -> None:
+    for symbol in SYMBOLS:
+        desk.trade(5, symbol=symbol)
+    desk.continuity.seed({symbol: Bounds(5) for symbol in SYMBOLS})
+    await desk.look(2)
+    assert whole(desk) == list(SYMBOLS)
+    desk.symbols = ("ETHUSDT",)
+    await desk.look()
+    desk.symbols = SYMBOLS
+    assert whole(desk) == ["ETHUSDT"]
+    await desk.look()
+    assert whole(desk) == ["ETHUSDT"]
+    desk.venue = {"BTCUSDT": 9}
+    await desk.continuity.look_back()
+    assert (desk.asked, desk.reached) == ([("BTCUSDT",)], [("BTCUSDT", 9)])
+    desk.continuity.seed({"BTCUSDT": Bounds(9)})
+    desk.tell(9)
+    assert whole(desk) == list(SYMBOLS)
+    assert desk.replaced == []
+
+
+async def test_the_connection_of_a_dead_symbol_is_replaced_less_and_less_often(desk: Desk) -> None:
+    desk.trade(1)
+    for last_id in range(2, 302):
+        desk.tell(last_id)
+        await desk.look()
+    assert 3 <= len(desk.replaced) <= 8
+
+
+async def test_minutes_without_trades_are_no_silence(desk: Desk) -> None:
+    """Where only klines come, a quiet minute tells of no trade."""
+    desk.trade(1)
+    desk.trade(1, symbol="ETHUSDT")
+    for _ in range(30):
+        desk.tell(1)
+        await desk.look()
+    for _ in range(9):
+        desk.capture.feed(compact(TICKER.replaced(s="BTCUSDT", L=-1, F=-1, n=0)))
+        await desk.look()
+    assert desk.asked == []
 
 
 async def test_symbols_that_left_are_forgotten(desk: Desk) -> None:

@@ -29,6 +29,8 @@ ctypedef struct track_t:
     int64_t told_since_ns
     int64_t told_event_us
     int64_t told_recv_ns
+    # When any ticker or kline came, whatever it told.
+    int64_t heard_ns
     int64_t far_below
     int64_t far_reported_ns
 

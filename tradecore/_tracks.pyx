@@ -11,7 +11,7 @@ from tradecore.sequence cimport has_hole, start_sequence
 Track = namedtuple(
     "Track", ("received", "first_id", "last_id", "last_trade_us", "last_recv_ns", "hole")
 )
-Told = namedtuple("Told", ("last_id", "event_us", "recv_ns", "since_ns"))
+Told = namedtuple("Told", ("last_id", "event_us", "recv_ns", "since_ns", "heard_ns"))
 
 
 cdef class Tracks:
@@ -62,6 +62,7 @@ cdef class Tracks:
     ) noexcept nogil:
         """Note the last trade id that a ticker or kline told; the symbol has a track."""
         cdef track_t *row = &self.rows[symbol_id]
+        row.heard_ns = recv_ns
         if told_id > row.told_id:
             row.told_id = told_id
             row.told_since_ns = recv_ns
@@ -84,7 +85,9 @@ cdef class Tracks:
 
     cdef object told(self, str symbol):
         cdef track_t *row = self.of(symbol)
-        return Told(row.told_id, row.told_event_us, row.told_recv_ns, row.told_since_ns)
+        return Told(
+            row.told_id, row.told_event_us, row.told_recv_ns, row.told_since_ns, row.heard_ns
+        )
 
     cdef dict received(self):
         return {

@@ -20,6 +20,7 @@ class Told(NamedTuple):
     event_us: int
     recv_ns: int
     since_ns: int
+    heard_ns: int
 
 class LineUse(NamedTuple):
     first: int

@@ -424,7 +424,7 @@ cdef class Capture:
 
     def told(self, str symbol not None):
         """Return the greatest last trade id that a ticker or kline told (-1: none), the event time
-        and receive time of the newest that told it, and when the first came.
+        and receive time of the newest that told it, when the first came, and when any came at last.
 
         Receive times of 0: nothing came. Raises KeyError for a symbol without a track.
         """

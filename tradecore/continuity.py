@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Protocol
 
 from tradecore import clock
-from tradecore.backoff import Backoff
+from tradecore.backoff import Backoff, Repeats
 from tradecore.capture import Capture
 from tradecore.errors import TransientStoreError, VenueError
 from tradecore.pace import Pace
@@ -46,6 +46,8 @@ _CHEAP_SYMBOLS = 20
 _BREATH_SYMBOLS = 200
 """The event loop has other things to do: it gets to them after so many symbols, 0.5 ms."""
 
+_REPLACE_CAP_S = 3600.0
+_NOT_YET = 2**63
 _SHOWN = 10
 _RETRY_BASE_S = 1.0
 _RETRY_CAP_S = 60.0
@@ -106,13 +108,16 @@ class Continuity:
         self._breaks_seen = 0
         self._mended_s: float | None = None  # after a break: when to ask about silent symbols
         self._suspects: dict[str, int] = {}  # what the venue had of them at the last question
-        # A symbol that has shown nothing since the start or the latest break may have holes above.
+        # A symbol that has shown nothing since the latest break, or since we began to capture it,
+        # may have holes above.
         self._since_ns = clock.wall_ns()
+        self._joined_ns = dict.fromkeys(symbols(), self._since_ns)
         self._confirmed: set[str] = set()  # by REST, since then
         self._printed: dict[str, int] = {}  # what REST told and we lacked
         self._first_told: dict[str, int] = {}  # of symbols of which no trade came ever; see _known
         self._paces: dict[str, Pace] = {}
         self._behind: dict[str, _Behind] = {}
+        self._replaced = Repeats(REPEAT_S, _REPLACE_CAP_S)
         self.stored: dict[str, int] = {}
         """The last id that the ledger holds of each symbol."""
         self.stored_us: dict[str, int] = {}
@@ -171,7 +176,7 @@ class Continuity:
         missed = await self._ask_what_is_missed(symbols)
         for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "disconnect")
-        return set(symbols) - missed.keys() - {s for s in new if self._first_told[s] >= 0}
+        return set(symbols) - missed.keys() - {s for s in new if self._first_told.get(s, -1) >= 0}
 
     async def look_back(self) -> None:
         """Find out, once, which symbols moved while the daemon was away, and have them fetched.
@@ -215,11 +220,7 @@ class Continuity:
     async def _look(self, now_s: float) -> None:
         self._looked_s = now_s
         symbols = self._symbols()
-        for gone in self._paces.keys() - set(symbols):
-            del self._paces[gone]
-            self._behind.pop(gone, None)
-            self._first_told.pop(gone, None)
-            self.stale.discard(gone)
+        self._follow(symbols)
         await self._look_after_break(now_s)
         if not self._is_live():
             self._paces.clear()  # a pause must not be learnt as a lull
@@ -238,7 +239,7 @@ class Continuity:
                 self._paces[symbol] = Pace(now_s, track.received)
                 continue
             told = self._capture.told(symbol)
-            pace.look(now_s, track.received, told.recv_ns)
+            pace.look(now_s, track.received, told.heard_ns)
             if pace.last_s == now_s:
                 self.stale.discard(symbol)
             if told.recv_ns and told.last_id > self._known(symbol, told.last_id):
@@ -270,6 +271,19 @@ class Continuity:
             cheap = len(late) <= _CHEAP_SYMBOLS
             self._ask_due_s = now_s + (ASK_INTERVAL_S if cheap else ASK_ALL_INTERVAL_S)
             await self._ask(late, now_s)
+
+    def _follow(self, symbols: Sequence[str]) -> None:
+        """Begin with symbols that are new, and forget those that are gone."""
+        for gone in self._joined_ns.keys() - set(symbols):
+            self._joined_ns.pop(gone)
+            self._paces.pop(gone, None)
+            self._behind.pop(gone, None)
+            self._first_told.pop(gone, None)
+            self._printed.pop(gone, None)
+            self.stale.discard(gone)
+            self._confirmed.discard(gone)
+        for symbol in symbols:
+            self._joined_ns.setdefault(symbol, clock.wall_ns())
 
     async def _look_after_break(self, now_s: float) -> None:
         """Ask about symbols that have shown nothing since a broken connection is back.
@@ -309,7 +323,11 @@ class Continuity:
         latest_ns = max(
             self._capture.track(symbol).last_recv_ns, self._capture.told(symbol).recv_ns
         )
-        return latest_ns >= self._since_ns
+        return latest_ns >= self._since_ns and latest_ns >= self._joined(symbol)
+
+    def _joined(self, symbol: str) -> int:
+        """Since when we capture it; the next look notes one that is new."""
+        return self._joined_ns.get(symbol, _NOT_YET)
 
     def _known(self, symbol: str, told: int) -> int:
         """Return the newest id that we have; where that is none, the first that was ever told.
@@ -356,9 +374,9 @@ class Continuity:
         )
         for symbol, last_id in missed.items():
             self._reach(symbol, last_id, "disconnect")
-        if dead:
-            self.stale.update(dead)
-            self._replace(dead, "stale")
+        self.stale.update(dead)
+        if due := self._replaced.due(self._looked_s, dead):
+            self._replace(due, "stale")
 
     def _has_traded(self, symbol: str) -> bool:
-        return self._capture.track(symbol).last_id is not None
+        return self._capture.track(symbol).last_recv_ns >= self._joined(symbol)
