@@ -14,9 +14,11 @@ from fill_desk import Desk, desk, rows_of, running, today_us, until
 from tradecore import clock
 from tradecore.backfill import dumps, engine, plan, step
 from tradecore.backfill.engine import Backfill
+from tradecore.errors import TransientStoreError
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
 from tradecore.store.holes import OpenHole
+from tradecore.store.store import Store
 
 BTC, ETH = "BTCUSDT", "ETHUSDT"
 
@@ -565,27 +567,36 @@ async def test_absent_by_the_dump(migrated_database: str, tmp_path: Path) -> Non
         assert "looks" not in evidence
 
 
-@pytest.mark.parametrize("klines", ["away", "more"])
+@pytest.mark.parametrize("klines", ["away", "more", "slow to count"])
 async def test_one_look_at_a_dump_proves_nothing(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, klines: str
 ) -> None:
-    """Without klines it takes two; with klines that count the ids it is the file that is wrong."""
+    """Without klines, or a count of what is stored in their minutes, it takes two.
+
+    With klines that count the ids it is the file that is wrong.
+    """
     real = trades.klines
 
     async def faulty(*about: Any) -> Any:
         if klines == "away":
             raise RestError("unreachable", "no answer")
         rows = await real(*about)
-        rows["trade_count"][0] += 10
+        if klines == "more":
+            rows["trade_count"][0] += 10
         return rows
 
+    async def slow(*_: Any) -> int:
+        raise TransientStoreError("timeout", "the database did not count in time")
+
     monkeypatch.setattr(trades, "klines", faulty)
+    if klines == "slow to count":
+        monkeypatch.setattr(Store, "trades_between", slow)
     options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
     async with desk(migrated_database, tmp_path, **options) as d:
         await d.capture(BTC, (1000, 1100), (1200, 1300))
         backfill = d.backfill(max_age_s=10 * 86_400, dump_retry_s=0.3, dump_confirm_s=1.0)
         async with running(backfill):
-            if klines == "away":
+            if klines != "more":
                 await until(lambda: d.closed(BTC))
             else:
                 await until(lambda: _told(backfill, "replaced"))
@@ -598,6 +609,28 @@ async def test_one_look_at_a_dump_proves_nothing(
         )
         first, second = (datetime.fromisoformat(one["asked_at"]) for one in evidence["looks"])
         assert (second - first).total_seconds() >= 1.0
+
+
+async def test_a_look_at_a_dump_outlives_trouble_of_the_database(
+    migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same dump is read again when it is over, not in the next round."""
+    real, asked = Store.is_counted, []
+
+    async def away(*about: Any) -> bool:
+        asked.append(about)
+        if len(asked) == 1:
+            raise TransientStoreError("connection", "the database is away")
+        return await real(*about)
+
+    monkeypatch.setattr(Store, "is_counted", away)
+    options = {**DAYS, "absent": f"{BTC}=1110-1119", "rest_keep": 100}
+    async with desk(migrated_database, tmp_path, **options) as d:
+        await d.capture(BTC, (1000, 1109), (1120, 1300))
+        backfill = d.backfill(max_age_s=10 * 86_400, dump_retry_s=1800.0)
+        async with running(backfill):
+            await until(lambda: d.closed(BTC))
+        assert len(asked) == 2
 
 
 def _told(backfill: Backfill, word: str) -> bool:

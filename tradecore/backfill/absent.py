@@ -61,15 +61,17 @@ class Absences:
         Raises TransientStoreError.
         """
         ids = jump.first_id, jump.last_id
-        self.forget(symbol, Span(*ids))
         about = {"symbol": symbol, "first_id": ids[0], "last_id": ids[1]}
         if await self._store.is_counted(symbol, *ids):
+            self.forget(symbol, Span(*ids))
             once_per(log, ("counted", symbol)).warning(
                 "the venue passes over trades that its own kline counts; the hole stays open",
                 extra={**about, "source": evidence["source"]},
             )
             return False
-        if closed := await self._store.close_absent(symbol, *ids, evidence):
+        closed = await self._store.close_absent(symbol, *ids, evidence)
+        self.forget(symbol, Span(*ids))
+        if closed:
             self._stats.holes_absent += 1
             self._stats.ids_absent += closed
             log.info(

@@ -12,6 +12,7 @@ from tradecore.backfill.absent import COUNTED, Absences, sighting
 from tradecore.backfill.dumps import DumpRead, Dumps, DumpTrouble, Passed, trouble_s
 from tradecore.backfill.work import HOUR_S, FillPolicy, FillStats, Step, Work
 from tradecore.backfill.write import Writer
+from tradecore.errors import TransientStoreError
 from tradecore.log import once_per
 from tradecore.rest import trades
 from tradecore.rest.budget import RestError
@@ -79,23 +80,23 @@ class Daily:
             work.missing_dumps += 1
             work.is_dump_bad |= isinstance(error, RestError)
             return Step()
-        work.days.pop()
         if read is None:
+            work.days.pop()
             work.missing_dumps += 1
             work.why = _and(work.lost, f"the dump of {day} is not there (yet)")
             return Step()
         self._count(work, read)
         if not work.missing_dumps:
             work.why = _and(work.lost, f"the dump of {day} does not have them")
-        if not work.lost:
-            return Step()  # REST was not asked: the dump alone proves nothing
         closed = []
-        for passed in read.passed:
+        # If REST was not asked: the dump alone proves nothing.
+        for passed in read.passed if work.lost else ():
             jump = passed.jump
             seen = sighting(None, jump) | {"source": "dump", "file": read.name}
             seen |= {"sha256": read.sha256, "rest": work.lost}
             if await self._is_absent(work, passed, seen):
                 closed.append(Span(jump.first_id, jump.last_id))
+        work.days.pop()  # not before: trouble of the database must not cost the look
         return Step(absent=tuple(closed))
 
     async def instead_of_pages(self, work: Work) -> bool:
@@ -132,13 +133,13 @@ class Daily:
         """Close ids that a dump passes over, if more than this one look speaks for it.
 
         Files of the venue have lacked trades and been replaced days later. So its klines have to
-        count no more trades than are stored around the ids; when they are not to be had, the dump
+        count no more trades than are stored around the ids; when that is not to be had, the dump
         has to pass over the ids again hours later.
         """
         jump = passed.jump
         try:
             counts = await self._counts(work.symbol, passed)
-        except RestError:
+        except (RestError, TransientStoreError):
             counts = None
         if counts is not None:
             counted, stored = counts
