@@ -363,6 +363,7 @@ async def test_a_database_that_hangs_keeps_nobody_waiting(
             async with asyncio.timeout(7):  # a database that says nothing is given up after 10 s
                 await one.until(lambda h: h["ring"]["rows"] > 0)
                 assert not (await one.health())["database"]["reachable"]
+                await one.until(lambda h: h["rates"]["trades_received_per_s"] > 0)
                 settings.write_text("SUPPORTED_SYMBOLS=BTCUSDT,ETHUSDT\n")
                 hang_up(one)
                 await one.until(lambda h: h["feed"]["streams_live"] == 2)

@@ -75,14 +75,26 @@ class Observer:
         self._holes = HoleSummary(0, 0, None, {})
 
     async def watch(self) -> None:
-        """Keep the rates and the holes fresh; the holes at once when some were opened or filled."""
+        """Keep the rates and the holes fresh."""
+        async with asyncio.TaskGroup() as group:
+            # Apart: the database may hang, or be opened for minutes.
+            group.create_task(self._watch_rates(), name="watch rates")
+            group.create_task(self._watch_holes(), name="watch holes")
+
+    async def _watch_rates(self) -> None:
+        parts = self._parts
+        while True:
+            trades = parts.capture.counters()["trades"]
+            self._rates.append((clock.mono_ns(), trades, parts.flush.trades_stored))
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _watch_holes(self) -> None:
+        """Read the holes now and then, and at once when some were opened or filled."""
         due_ns = 0
         seen = (-1, -1)
         parts = self._parts
         while True:
             now_ns = clock.mono_ns()
-            trades = parts.capture.counters()["trades"]
-            self._rates.append((now_ns, trades, parts.flush.trades_stored))
             fill = parts.fill
             changes = (parts.flush.holes_opened, fill.filled.total() + fill.ids_absent)
             if now_ns >= due_ns or changes != seen:
