@@ -310,6 +310,23 @@ async def test_the_embedded_database_is_kept_between_runs(tmp_path: Path, short_
             await server.stop()
 
 
+async def test_a_stop_while_the_embedded_database_is_made(tmp_path: Path, short_dir: Path) -> None:
+    """The cluster is left whole or not at all, and no server runs on."""
+    async with (
+        simulated_exchange(symbols=SYMBOLS, rate=1000, count=2000) as exchange,
+        daemon(tmp_path, **venue(exchange, DATA_DIR=short_dir / "data")) as one,
+    ):
+        await one.until_logged("making a new PostgreSQL cluster")
+        async with asyncio.timeout(15):
+            assert await one.terminate() == 0
+        assert not EmbeddedPostgres(short_dir / "data").running
+        assert not list(short_dir.rglob("postmaster.pid"))
+        assert "Traceback" not in one.log
+        await one.start()
+        await one.until_stored(2000)
+        assert await one.terminate() == 0
+
+
 async def run_and_end(folder: Path, **environ: Any) -> tuple[int, str]:
     one = Daemon(folder, **environ)
     await one.start()

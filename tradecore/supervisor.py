@@ -199,9 +199,14 @@ class Supervisor:
         """Wait a moment for the database: it may hang, recover, or be migrated by another."""
         # Nobody misses anything while a new one is made, and "capturing" tells where to look.
         limit_s = _NEW_PATIENCE_S if self._store.is_new else PATIENCE_S
-        await asyncio.wait({self._opening}, timeout=limit_s)
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait(
+            {self._opening, stop}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        await _cancel(stop)
         if not self._opening.done():
-            log.info("database is not open yet; capture starts and rows wait in the ring")
+            if not self._stop.is_set():
+                log.info("database is not open yet; capture starts and rows wait in the ring")
             self._flusher.stats.away_since_ns = clock.mono_ns()
         return self._opening.done()
 
