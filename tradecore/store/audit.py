@@ -23,10 +23,9 @@ from typing import Any
 import asyncpg
 
 from tradecore import clock
-from tradecore.errors import StoreError
 from tradecore.store import audit_sql as sql
 from tradecore.store import coverage
-from tradecore.store.failure import as_transient
+from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.klines import put_klines
 from tradecore.store.ledger import Span
 from tradecore.store.transaction import transaction
@@ -57,15 +56,6 @@ _RETRY_S, _RETRY_CAP_S = 60.0, 6 * 3600.0
 _BREATH_ROWS = 200
 _TO_DO_ROWS, _MIN_MINUTES = 20_000, 5  # of one call: in all, and of each symbol at least
 _MAX_RANGES = 5000  # of missing klines in one report, two of each symbol
-
-_TROUBLE = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    StoreError,
-    OSError,
-    TimeoutError,
-)
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +105,7 @@ async def audit(
         async with asyncio.timeout(_ROUND_LIMIT_S):
             await _pass_over(pool, names, _at(end_us))
             return await _report(pool, names, _at(end_us) - _LATE, tally, more)
-    except _TROUBLE as exc:
+    except TROUBLE as exc:
         raise as_transient(exc, "audit stored trades") from exc
 
 

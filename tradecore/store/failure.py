@@ -8,6 +8,16 @@ import asyncpg
 
 from tradecore.errors import StoreError, TransientStoreError
 
+TROUBLE = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    StoreError,
+    OSError,
+    TimeoutError,
+)
+"""What statements raise, and taking a connection for them, when the database does not do."""
+
 
 class Kind(Enum):
     """What a failure of one statement means."""

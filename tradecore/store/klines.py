@@ -9,23 +9,13 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from tradecore.errors import StoreError
 from tradecore.schema import FLAG_CLOSED, KLINE_DECIMALS
-from tradecore.store.failure import as_transient
+from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.statements import affected
 from tradecore.store.transaction import transaction
 
 _LIMIT_S = 30.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_TROUBLE = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    StoreError,
-    OSError,
-    TimeoutError,
-)
 
 _PUT = """
 INSERT INTO klines AS k
@@ -98,7 +88,7 @@ async def put_klines(
                     await conn.execute(_LOCK, symbol)
                     for statement in (_ASKED, _TAKE):
                         await conn.execute(statement, symbol, asyncpg.Range(first, end))
-    except _TROUBLE as exc:
+    except TROUBLE as exc:
         raise as_transient(exc, "store klines") from exc
     return stored
 

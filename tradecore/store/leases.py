@@ -18,23 +18,13 @@ from collections.abc import Callable, Mapping
 import asyncpg
 
 from tradecore import clock
-from tradecore.errors import StoreError
-from tradecore.store.failure import as_transient
+from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.transaction import transaction
 
 TTL_S = 3.0
 """How long a lease lasts; renew it every TTL_S / 6 or so."""
 
 _FORGOTTEN = "1 day"  # after which a node's row is removed
-
-_TROUBLE = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    StoreError,
-    OSError,
-    TimeoutError,
-)
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +134,7 @@ class Leases:
             try:
                 async with asyncio.timeout(self._ttl_s):
                     fences = await self._renew()
-            except _TROUBLE as exc:
+            except TROUBLE as exc:
                 raise as_transient(exc, "renew the leases") from exc
             self._keep(fences, begun_ns + int(self._ttl_s * 1e9))
             return self.held()
@@ -155,7 +145,7 @@ class Leases:
             async with asyncio.timeout(self._ttl_s):
                 key = self._shards, self._ttl_s, self._node
                 return int(await self._pool().fetchval(_OTHERS, *key))
-        except _TROUBLE as exc:
+        except TROUBLE as exc:
             raise as_transient(exc, "count the nodes") from exc
 
     async def release(self) -> None:
@@ -173,7 +163,7 @@ class Leases:
                     async with transaction(self._pool(), self._ttl_s) as conn:
                         await conn.execute(_GIVE_BACK, *self._key(fences))
                         await conn.execute(_LEAVE, self._shards, self._node)
-            except _TROUBLE as exc:
+            except TROUBLE as exc:
                 raise as_transient(exc, "release the leases") from exc
 
     async def _renew(self) -> dict[int, int]:
