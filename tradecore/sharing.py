@@ -33,7 +33,6 @@ free shards within a tick and has to connect."""
 LINGER_S = 5.0
 """How long symbols that another daemon has taken over are captured on."""
 
-
 CUT_OFF_S = 15.0
 """How long the venue may be out of reach before others shall try; drawn from 80 to 120 % of it, so
 that daemons which are cut off together do not all leave in the same moment."""

@@ -25,10 +25,8 @@ Rows = npt.NDArray[Any]
 DumpTrouble = (RestError, dump.DumpError, DataDirError)
 """What fetching and reading a dump raises: not to be had, not as it should be, no room for it."""
 
-
 FOLDER_NAME = "backfill-dumps"
 """Ours alone: what lies there is taken away. An operator's own dumps may lie beside it."""
-
 
 LONGEST_S = 3600.0
 _TROUBLE_S = (10.0, 60.0, 600.0)
