@@ -1,6 +1,6 @@
 """The WebSocket listener of a venue connection: frames in C, straight into the capture.
 
-Everything that is not a data frame is rare and goes to the owner (a `connection.Connection`):
+Everything that is not a data frame is rare and goes to the owner, a `session.Session`:
 `on_connected(transport)`, `on_disconnected(transport)`, `on_control(payload)`,
 `on_server_shutdown(event_us)`, `on_pong()`.
 """

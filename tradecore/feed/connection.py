@@ -295,6 +295,7 @@ class Connection:
         died = old.task.done()
         if died:
             old.task.result()
+            new.hurry()
         self._present, self._successor, self._retiring = new, None, old
         self._up.tally.rollovers[trouble.cause.value] += 1
         await old.end(drain=not deaf)

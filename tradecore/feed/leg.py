@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tradecore import clock
@@ -68,6 +69,7 @@ class Leg:
         self.lifetime_s = 0.0
         self.last = False
         self._failed = 0  # attempts to open a socket, in a row
+        self._hurry = asyncio.Event()
         self._up = upkeep
         self._before = before
         self.task = asyncio.create_task(self._run(), name=f"feed leg of {upkeep.plan.name}")
@@ -116,9 +118,19 @@ class Leg:
             self.machine.back_off()
             delay_s = self._take_stock(session, over, (clock.mono_ns() - began_ns) / 1e9)
             if not self.last:
-                await asyncio.sleep(delay_s)
+                await self._pause(delay_s)
                 # A feed that cannot take data has no use for a socket. Ends by resume or close.
                 await up.reading.wait()
+
+    def hurry(self) -> None:
+        """The session before has died: make the next attempt now, as after any break."""
+        self._hurry.set()
+
+    async def _pause(self, delay_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._hurry.wait()
+        self._hurry.clear()
 
     async def _admission(self) -> Endpoint:
         """Wait until an attempt may be made, and return where."""

@@ -207,7 +207,7 @@ class Session:
         transport = self._transport
         if transport is None or self._gone.is_set():
             return
-        transport.send_close(WSCloseCode.OK)
+        _send_close(transport, WSCloseCode.OK)
         deadline_ns = clock.mono_ns() + int(self._timing.close_s * 1e9)
         while self._reading.is_set() and not self._gone.is_set():
             if _close_received(transport) is not None or clock.mono_ns() > deadline_ns:
@@ -221,8 +221,9 @@ class Session:
         transport = self._transport
         if transport is None:
             return
-        transport.send_close(WSCloseCode.GOING_AWAY)  # nothing when one was sent before
-        transport.disconnect(graceful=False)
+        _send_close(transport, WSCloseCode.GOING_AWAY)  # nothing when one was sent before
+        with suppress(RuntimeError):
+            transport.disconnect(graceful=False)
         # The exception, if any, was told by _why(); here it only must not be left unread.
         with suppress(Exception):
             async with asyncio.timeout(self._timing.close_s):
@@ -467,6 +468,12 @@ class Session:
             )
             return SessionOver(Reason.UNEXPECTED, repr(error))
         return _close_received(transport) or self._over or SessionOver(Reason.LOST)
+
+
+def _send_close(transport: WSTransport, code: WSCloseCode) -> None:
+    # The loop may have closed the socket already, and picows not know it yet.
+    with suppress(RuntimeError):
+        transport.send_close(code)
 
 
 def _close_received(transport: WSTransport) -> SessionOver | None:
