@@ -244,6 +244,22 @@ async def test_reach(migrated_database: str, tmp_path: Path) -> None:
         assert ETH not in await d.store.bounds()
 
 
+async def test_reach_for_an_id_that_there_is_not(migrated_database: str, tmp_path: Path) -> None:
+    """The venue told too high an id: what it has is stored, and its latest word counts."""
+    async with desk(migrated_database, tmp_path) as d:
+        newest = await _newest(d, BTC)
+        await d.capture(BTC, (newest - 1000, newest - 500))
+        backfill = d.backfill()
+        async with running(backfill):
+            backfill.reach(BTC, newest + 10**6)
+            await until(lambda: d.whole(BTC, newest - 1000, newest))
+            await until(lambda: backfill.stats.retries["lag"] >= 2)
+            backfill.reach(BTC, newest)
+            await until(lambda: backfill.idle)
+        stored = (await d.store.bounds(BTC))[BTC]
+        await d.prove(BTC, newest - 1000, stored.last_id)
+
+
 async def test_holes_that_are_opened_again_are_looked_for_soon(
     migrated_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

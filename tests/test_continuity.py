@@ -355,6 +355,33 @@ async def test_a_jump_is_not_whole_until_the_ledger_shows_the_hole(desk: Desk) -
     assert whole(desk) == ["BTCUSDT"]
 
 
+async def test_nobody_is_whole_by_a_word_from_before_the_first_connection(desk: Desk) -> None:
+    desk.continuity.seed({symbol: Bounds(5) for symbol in SYMBOLS})
+    desk.breaks = (0, False)
+    desk.live = False
+    desk.venue = dict.fromkeys(SYMBOLS, 5)
+    await desk.look()
+    await desk.continuity.look_back()
+    await desk.look()
+    assert whole(desk) == []
+    desk.breaks, desk.live = (0, True), True
+    desk.venue["ETHUSDT"] = 7
+    desk.tell(5)
+    await desk.look(7)
+    assert whole(desk) == ["BTCUSDT"]
+    assert desk.reached == [("ETHUSDT", 7)]
+
+
+async def test_what_was_told_too_high_does_not_stay(desk: Desk) -> None:
+    desk.trade(7)
+    desk.venue = {"BTCUSDT": 5007}
+    assert await desk.continuity.confirm(["BTCUSDT"]) == set()
+    assert whole(desk) == []
+    desk.venue = {"BTCUSDT": 7}
+    assert await desk.continuity.confirm(["BTCUSDT"]) == {"BTCUSDT"}
+    assert whole(desk) == ["BTCUSDT"]
+
+
 async def test_a_break_asks_everybody_to_show_itself_again(desk: Desk) -> None:
     desk.trade(1)
     desk.trade(1, symbol="ETHUSDT")

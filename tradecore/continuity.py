@@ -21,6 +21,7 @@ from tradecore import clock
 from tradecore.backoff import Backoff, Repeats
 from tradecore.capture import Capture
 from tradecore.errors import TransientStoreError, VenueError
+from tradecore.log import once_per
 from tradecore.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -293,7 +294,7 @@ class Continuity:
         """
         broken, whole = self._breaks()
         more, self._breaks_seen = broken > self._breaks_seen, broken
-        if more or (self._mended_s is not None and not whole):
+        if more or not whole:
             self._suspects = {}
             self._mended_s = now_s + BREAK_GRACE_S
             self._since_ns = clock.wall_ns()
@@ -351,6 +352,8 @@ class Continuity:
         venue = await self._ask_last_ids(symbols)
         told = {symbol: venue.get(symbol, -1) for symbol in symbols}
         missed = {s: last_id for s, last_id in told.items() if last_id > self._known(s, last_id)}
+        for symbol in symbols:
+            self._printed.pop(symbol, None)  # what was told before may have been too high
         self._printed.update(missed)
         if since_ns == self._since_ns:  # else a connection broke after the answer, perhaps
             self._confirmed.update(s for s in symbols if s not in missed)
@@ -360,8 +363,8 @@ class Continuity:
         """Fetch what the venue has printed and we lack; replace connections of `dead` symbols."""
         if not missed:
             return
-        log.warning(
-            "trades were printed and have not come; fetching them",
+        once_per(log, ("missed", witness)).warning(
+            "trades were printed and have not come; they are fetched as soon as REST allows",
             extra={
                 "symbols": len(missed),
                 "behind": {

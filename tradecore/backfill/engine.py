@@ -148,7 +148,7 @@ class Backfill:
             known = None  # a trade that it was not tried with
             del self._reaches[symbol]
         if known is not None:
-            known.last_id = max(known.last_id, last_id)
+            known.last_id = last_id  # the latest word: one that was too high must not stay
         elif len(self._reaches) < _MAX_REACHES:
             now_us = clock.wall_ns() // 1000
             delays = backoffs(self._policy)

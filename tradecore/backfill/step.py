@@ -299,7 +299,7 @@ class Filler:
                 f"what {self._client.base_url} has of {work.symbol} is not stored: {error};"
                 " correct BINANCE_REST_URL, or record a symbol that is listed anew in another"
                 " database",
-                delay_s=HOUR_S,
+                delay_s=_misfit_delay_s(work),
             ) from None
 
     async def _reached(self, work: Work, rows: Rows) -> list[Work]:
@@ -396,7 +396,6 @@ class Filler:
         above = Span(bounds.last_id + 1, reach.last_id)
         reach.fruitless += 1
         if not reach.tried_newest:
-            reach.tried_newest = True
             page = await trades.newest(self._client, reach.symbol)
         else:
             asked = plan.page_from_above(above)
@@ -405,6 +404,8 @@ class Filler:
         low, high = page.rows["trade_id"].searchsorted((above.first_id, above.last_id + 1))
         rows = page.rows[low:high]
         if len(rows) == 0:
+            # The id that was told may be wrong: ask by turns for it and for whatever is newest.
+            reach.tried_newest = not reach.tried_newest
             return self._lags(reach), ()
         oldest_us = int(rows["trade_us"].min())
         if oldest_us < bounds.last_us - plan.SLACK_US:
@@ -412,11 +413,17 @@ class Filler:
                 f"what {self._client.base_url} has of {reach.symbol} above {bounds.last_id} is not"
                 " stored: it is older than that; correct BINANCE_REST_URL, or record a symbol that"
                 " is listed anew in another database",
-                delay_s=HOUR_S,
+                delay_s=_misfit_delay_s(reach),
             )
+        reach.tried_newest = True
         result = await self._write(reach.symbol, rows, "rest", reach.cause)
         self._stats.filled["rest"] += result.stored
         if result.parked and not result.stored:
             reach.is_refused = True
             return self._refused_by_database(reach), ()
         return Step(), result.opened
+
+
+def _misfit_delay_s(work: Work | Reach) -> float:
+    """Trades of another venue stay so; a passing trouble of this one does not."""
+    return min(60.0 * 2.0 ** min(work.failures, 6), HOUR_S)
