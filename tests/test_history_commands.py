@@ -145,7 +145,8 @@ async def test_history_by_dumps(migrated_database: str, tmp_path: Path) -> None:
     """A day of many pages comes as one dump; so do days that REST no longer has."""
     options = {**DAYS, "rate": 2, "rest_keep": 100_000, "symbols": BTC}
     async with desk(migrated_database, tmp_path, **options) as d:
-        last = d.market.next_id(BTC, today_us() + 1_000_000)
+        # The first of today: at any hour, all below are of days that are over.
+        last = d.market.next_id(BTC, today_us())
         await d.capture(BTC, (last, last + 3))
         result = await tradecore(d.environ, "backfill", "--from", "20d")
         assert result.code == 0, result
