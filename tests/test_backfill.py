@@ -202,7 +202,9 @@ async def test_a_newest_trade_of_another_time_is_not_stored(
 
 
 async def test_dumps_of_another_time_are_not_stored(migrated_database: str, tmp_path: Path) -> None:
-    async with desk(migrated_database, tmp_path, rest_keep=100, **DAYS) as d:
+    morning_s = (today_us() - 3 * plan.DAY_US) // 10**6 + 6 * 3600  # an hour later is the same day
+    options = {**DAYS, "rest_keep": 100, "epoch": morning_s}
+    async with desk(migrated_database, tmp_path, **options) as d:
         rows = rows_of(d.market, BTC, 1000, 1300, d.symbols.add(BTC))
         rows = rows[(rows["trade_id"] < 1100) | (rows["trade_id"] > 1200)]
         rows["trade_us"] += 3_600_000_000
@@ -506,7 +508,8 @@ async def test_a_long_past_day_comes_as_its_dump(
     """REST has it as well, but a page costs more of what the venue allows."""
     monkeypatch.setattr(plan, "DUMP_PAGES", 5)
     fault = {} if has_dumps else {"dump_until": "2020-01-01"}
-    async with desk(migrated_database, tmp_path, **DAYS, **fault) as d:
+    options = {**DAYS, "epoch": -4 * 86_400, **fault}
+    async with desk(migrated_database, tmp_path, **options) as d:
         first = d.market.next_id(BTC, today_us() - 2 * plan.DAY_US) - 2000
         last = d.market.next_id(BTC, today_us() + 1_000_000)
         await d.capture(BTC, (first, first), (first + 1000, first + 1000), (last, last))
