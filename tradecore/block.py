@@ -74,7 +74,6 @@ class BlockFile:
         self._host = host
         self._seen: tuple[int, int, int] | None = None
         self._boot = _boot_id()
-        self.damaged = False
         self.failures = 0
         self._failing = False
 
@@ -87,7 +86,6 @@ class BlockFile:
         if self._path is None:
             return Memory()
         self._seen = self._signature()
-        self.damaged = False
         try:
             found = self._content().get(self._host)
             return Memory() if found is None else self._from_json(found)
@@ -97,7 +95,6 @@ class BlockFile:
                 "left alone for %d s; if you know that there is no ban, delete it and start again",
                 *(self._path, error, _DAMAGED_S),
             )
-            self.damaged = True
             block = Block(mono_s() + _DAMAGED_S, _DAMAGED_S, "limited")
             # At once: or else each start would find the damage and wait again.
             return self.write(Memory(block), durable=True)

@@ -321,8 +321,6 @@ class Budget:
             self._venue_used, self._minute_ends_s = memory.used_weight, memory.minute_ends_s
         if self._limit * _LOWEST_CEILING <= memory.ceiling < self._ceiling:
             self._ceiling, self._ceiling_s = float(memory.ceiling), mono_s()
-        if self._file.damaged:
-            self._keep(durable=True)
 
     def _keep(self, *, durable: bool) -> None:
         self._saved_s = mono_s()
