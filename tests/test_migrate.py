@@ -223,12 +223,16 @@ async def test_another_encoding(database: str, empty: asyncpg.Connection) -> Non
 
 
 def test_levels_choose_lines() -> None:
-    text = "a\n-- level: plain\nb\n-- level: any\nc\n-- level: timescale\nd\n"
+    text = (
+        "a\n-- level: plain\nb\n-- level: any\nc\n-- level: timescale\nd\n-- level: tables\ne\n"
+        "-- level: community\nf\n"
+    )
     migration = Migration(1, "001_x", text)
-    assert migration.render("plain") == "a\nb\nc"
-    assert migration.render("timescale") == "a\nc\nd"
+    assert migration.render("plain") == "a\nb\nc\ne"
+    assert migration.render("apache") == "a\nc\nd\ne"
+    assert migration.render("community") == "a\nc\nd\nf"
     with pytest.raises(ValueError, match="unknown level"):
-        Migration(1, "001_x", "-- level: community").render("plain")
+        Migration(1, "001_x", "-- level: enterprise").render("plain")
 
 
 def test_files_are_numbered_without_holes(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ async def test_plain_is_plain(connection: asyncpg.Connection) -> None:
 
 
 async def test_hypertables_where_there_is_timescaledb(connection: asyncpg.Connection) -> None:
-    if await detect_level(connection) != "timescale":
+    if await detect_level(connection) == "plain":
         pytest.skip("this server has no TimescaleDB (TRADECORE_TEST_DSN names another server)")
     assert (await describe_server(connection)).edition.startswith("timescale-")
     rows = await connection.fetch(

@@ -17,10 +17,19 @@ from typing import Literal
 import asyncpg
 
 from tradecore.errors import StoreError
-from tradecore.store.pool import read_timescale
+from tradecore.store.pool import COMMUNITY, Timescale, probe_edition, read_timescale
 
-Level = Literal["plain", "timescale"]
-"""Native daily partitions, or hypertables."""
+Level = Literal["plain", "apache", "community"]
+"""What the tables are: native partitions; hypertables; these with continuous aggregates."""
+
+_MARKS: dict[str, tuple[Level, ...]] = {
+    "any": ("plain", "apache", "community"),
+    "plain": ("plain",),
+    "timescale": ("apache", "community"),
+    "tables": ("plain", "apache"),
+    "community": ("community",),
+}
+"""A line "-- level: MARK" in a migration: the levels for which the lines after it are meant."""
 
 OLDEST_SERVER = 15
 
@@ -60,9 +69,9 @@ class Migration:
         for line in self.text.splitlines():
             if mark := re.fullmatch(r"-- level: (\w+)", line.strip()):
                 current = mark[1]
-                if current not in ("any", "plain", "timescale"):
+                if current not in _MARKS:
                     raise ValueError(f"{self.name}: unknown level {current!r}")
-            elif current in ("any", level):
+            elif level in _MARKS[current]:
                 lines.append(line)
         return "\n".join(lines)
 
@@ -198,8 +207,9 @@ async def _apply(conn: asyncpg.Connection, migration: Migration, ours: list[Migr
         state.raise_unusable()
         if migration.name not in state.pending:
             return False
-        if level == "timescale":
-            await _reach_timescale(conn)
+        if level != "plain":
+            await reach_timescale(conn)
+            level = await detect_level(conn)  # only now the server can be asked for its edition
         if history is None:
             await conn.execute(_CREATE_HISTORY)
         await conn.execute(migration.render(level), timeout=_RUN_LIMIT_S + 10)
@@ -258,18 +268,29 @@ async def detect_level(conn: asyncpg.Connection) -> Level:
             "this database uses TimescaleDB but the server does not load it: add timescaledb to"
             " shared_preload_libraries and restart the server"
         )
-    kind = await conn.fetchval(
-        "SELECT relkind FROM pg_class"
-        " WHERE relname = 'raw_trades'"
-        " AND relnamespace = quote_ident(current_schema())::regnamespace"
+    kinds = dict(
+        await conn.fetch(
+            "SELECT relname, relkind FROM pg_class WHERE relname IN ('raw_trades', 'candles_1m')"
+            " AND relnamespace = quote_ident(current_schema())::regnamespace"
+        )
     )
-    if kind is not None:
-        return "plain" if kind == b"p" else "timescale"
-    usable = timescale.version is not None or timescale.creatable
-    return "timescale" if timescale.preloaded and usable else "plain"
+    if kinds.get("raw_trades") == b"p":
+        return "plain"
+    if "candles_1m" in kinds:
+        return "community" if kinds["candles_1m"] == b"v" else "apache"
+    return await server_level(conn, timescale)
 
 
-async def _reach_timescale(conn: asyncpg.Connection) -> None:
+async def server_level(conn: asyncpg.Connection, timescale: Timescale) -> Level:
+    """Return what tables can be on this server, by trying it."""
+    if not timescale.preloaded or (timescale.version is None and not timescale.creatable):
+        return "plain"
+    if timescale.version is None:
+        return "apache" if "Apache" in (timescale.comment or "") else "community"
+    return "community" if await probe_edition(conn, timescale) == COMMUNITY else "apache"
+
+
+async def reach_timescale(conn: asyncpg.Connection) -> None:
     """Create the extension where it is not, and let this transaction see its functions."""
     await conn.execute("CREATE EXTENSION IF NOT EXISTS timescaledb", timeout=_RUN_LIMIT_S)
     await conn.execute(

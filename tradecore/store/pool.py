@@ -1,5 +1,6 @@
 """Opens connections with time limits everywhere, and tells a wrong setting from a bad moment."""
 
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ SERVER_SETTINGS = {
 """Of every session; the query part of the DSN may say otherwise."""
 
 Edition = Literal["plain", "timescale-apache", "timescale-community"]
+COMMUNITY: Edition = "timescale-community"
+
+_OLDEST_COMMUNITY = (2, 13)
+"""Aggregates on aggregates that show the newest rows too; older ones are used as Apache is."""
 
 # What the SQLSTATE of a refused connection calls for; classes without an entry are bad moments.
 _ADVICE = {
@@ -161,6 +166,14 @@ class Timescale:
     """Without, hypertables silently omit compressed rows and CREATE EXTENSION ends the session."""
     creatable: bool
     """The server has it and our role may create it here."""
+    comment: str | None
+    """Of the extension; it names the edition, without proof."""
+
+    @property
+    def has_aggregates(self) -> bool:
+        """Whether its continuous aggregates, in the community edition, are new enough for us."""
+        numbers = re.findall(r"\d+", self.version or "")
+        return tuple(map(int, numbers[:2])) >= _OLDEST_COMMUNITY
 
 
 async def read_timescale(conn: asyncpg.Connection) -> Timescale:
@@ -176,7 +189,9 @@ async def read_timescale(conn: asyncpg.Connection) -> Timescale:
                    AND EXISTS (SELECT FROM pg_available_extension_versions
                                WHERE name = 'timescaledb'
                                  AND (trusted OR NOT superuser
-                                      OR current_setting('is_superuser') = 'on')) AS creatable
+                                      OR current_setting('is_superuser') = 'on')) AS creatable,
+               (SELECT comment FROM pg_available_extensions
+                WHERE name = 'timescaledb') AS comment
         FROM (SELECT) AS always
         LEFT JOIN pg_extension e ON e.extname = 'timescaledb'
         LEFT JOIN pg_namespace n ON n.oid = e.extnamespace
@@ -250,13 +265,14 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
         WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
           AND c.relname IN ('raw_trades', 'tickers', 'klines', 'trade_symbols', 'trade_coverage',
                             'trade_gaps', 'dead_letters', 'schema_migrations', 'trade_times',
-                            'nodes', 'leases', 'audit_state', 'trade_audits')
+                            'nodes', 'leases', 'audit_state', 'trade_audits', 'store_state',
+                            'candle_windows', 'candles_1m')
           AND NOT pg_has_role(c.relowner, 'USAGE')
         ORDER BY 1
         """
     )
     return ServerInfo(
-        edition=await _edition(conn, timescale),
+        edition=await probe_edition(conn, timescale),
         version=row["version"].split()[0],
         timescale_version=timescale.version,
         database=database,
@@ -276,10 +292,12 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
     )
 
 
-async def _edition(conn: asyncpg.Connection, timescale: Timescale) -> Edition:
+async def probe_edition(conn: asyncpg.Connection, timescale: Timescale) -> Edition:
     """Try a function of the community edition: what the configuration says can be wrong."""
     if timescale.version is None or not timescale.preloaded:
         return "plain"
+    if not timescale.has_aggregates:
+        return "timescale-apache"
     schema = '"' + str(timescale.schema).replace('"', '""') + '"'
     try:
         async with conn.transaction():
@@ -289,4 +307,4 @@ async def _edition(conn: asyncpg.Connection, timescale: Timescale) -> Edition:
             )
     except asyncpg.FeatureNotSupportedError:
         return "timescale-apache"
-    return "timescale-community"
+    return COMMUNITY
