@@ -17,10 +17,10 @@ CREATE TABLE store_state (
 );
 INSERT INTO store_state DEFAULT VALUES;
 
--- Windows of trade time whose candles have to be computed anew; a row goes when that is done.
+-- Minutes of trade time whose candles have to be computed anew; a row goes when that is done.
 CREATE TABLE candle_windows (
-    id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    span tstzrange NOT NULL CHECK (NOT isempty(span) AND NOT lower_inf(span) AND NOT upper_inf(span))
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    minutes tstzmultirange NOT NULL
 );
 
 -- level: tables

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
 
+import asyncpg
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +28,9 @@ FAR_BELOW = (
 )
 """Why rows with FLAG_FAR_BELOW are parked: nobody guesses which trades they are."""
 
+_MINUTE_US, _MINUTE = 60_000_000, timedelta(minutes=1)
 _DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 # The year 2200. Times in the ledger's SQL are exact below 2^53 us, the year 2255.
 _END_US = 7_258_118_400_000_000
@@ -111,6 +114,39 @@ def days_of(rows: Rows, target: Target, keep: Keep) -> set[date]:
     else:
         days = np.unique(times[(keep != 0) & live_rows(rows, target)] // _DAY_US).tolist()
     return {date.fromordinal(_EPOCH_DAY + day) for day in days}
+
+
+def mask_older(rows: Rows, keep: Keep, from_us: int | None) -> int:
+    """Take trades before `from_us` out of the rows to keep; return how many."""
+    if from_us is None:
+        return 0
+    older = (rows["trade_us"] < from_us) & (keep != 0) & live_rows(rows, TRADES)
+    count = int(np.count_nonzero(older))
+    if count:
+        keep[older] = 0
+    return count
+
+
+def minutes_before(
+    rows: Rows, keep: Keep, end_us: int | None
+) -> list["asyncpg.Range[datetime]"] | None:
+    """Return the minutes of the rows to keep that begin before `end_us`, adjacent ones as one.
+
+    None when there are none, which is the rule: then it costs one look at the times.
+    """
+    if end_us is None or len(rows) == 0 or int(rows["trade_us"].min()) >= end_us:
+        return None
+    times = rows["trade_us"][(keep != 0) & live_rows(rows, TRADES)]
+    minutes = np.unique(times[times < end_us] // _MINUTE_US)
+    if len(minutes) == 0:
+        return None
+    breaks = np.flatnonzero(np.diff(minutes) > 1)
+    firsts = [minutes[0], *minutes[breaks + 1]]
+    lasts = [*minutes[breaks], minutes[-1]]
+    return [
+        asyncpg.Range(_EPOCH + int(first) * _MINUTE, _EPOCH + (int(last) + 1) * _MINUTE)
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
 
 
 def as_cuts(spans: Mapping[int, Sequence[ledger.Span]]) -> npt.NDArray[Any]:

@@ -22,6 +22,17 @@ class Origin(NamedTuple):
     causes: HoleCauses
 
 
+class Held(NamedTuple):
+    """What a writer that holds the locks of its symbols knows."""
+
+    ranges: dict[int, list[ledger.Range]]
+    """By symbol id, those on which the batch bears."""
+    raw_from_us: int | None
+    """Older trades are below the retention horizon and not stored; None: there is no horizon."""
+    candles_through_us: int | None
+    """Candles of earlier minutes may be computed already; None: none are."""
+
+
 async def add_symbols(pool: asyncpg.Pool, symbols: Iterable[str]) -> None:
     """Give the symbols their lock rows.
 
@@ -33,21 +44,23 @@ async def add_symbols(pool: asyncpg.Pool, symbols: Iterable[str]) -> None:
 
 async def lock_and_read(
     conn: asyncpg.Connection, names: Names, pieces: Mapping[int, Sequence[ledger.Range]]
-) -> dict[int, list[ledger.Range]]:
-    """Lock the symbols of `pieces`; return, by symbol id, the ranges on which they bear.
+) -> Held:
+    """Lock the symbols of `pieces`; return the ranges on which they bear, and the store's state.
 
     Raises TransientStoreError when a symbol has no lock row (see `add_symbols`).
     """
-    found: dict[int, set[ledger.Range]] = {symbol_id: set() for symbol_id in pieces}
     if not pieces:
-        return {}
-    symbols = [names[symbol_id] for symbol_id in pieces]
-    await _lock(conn, symbols)
+        return Held({}, None, None)
+    found: dict[int, set[ledger.Range]] = {symbol_id: set() for symbol_id in pieces}
+    raw_from_us = candles_through_us = None
+    await _lock(conn, [names[symbol_id] for symbol_id in pieces])
     for symbol_id, row in await _read_around(conn, sql.READ_RANGES, names, pieces):
-        found[symbol_id].add(
-            ledger.Range(row["first_id"], row["last_id"], row["first_us"], row["last_us"])
-        )
-    return {symbol_id: sorted(ranges) for symbol_id, ranges in found.items()}
+        if symbol_id is None:
+            _, _, _, raw_from_us, candles_through_us = row
+        else:
+            found[symbol_id].add(ledger.Range(*row[1:]))
+    ranges = {symbol_id: sorted(those) for symbol_id, those in found.items()}
+    return Held(ranges, raw_from_us, candles_through_us)
 
 
 async def write(
@@ -59,7 +72,7 @@ async def write(
 ) -> list[HoleId]:
     """Enter `pieces`, whose rows this transaction has stored, and the holes they open and fill.
 
-    `stored` is what `lock_and_read` gave. Returns the holes that were opened.
+    `stored` are the ranges that `lock_and_read` gave. Returns the holes that were opened.
     """
     removed: list[tuple[Any, ...]] = []
     extended: list[tuple[Any, ...]] = []
@@ -125,8 +138,11 @@ async def _read_around(
     query: str,
     names: Names,
     spans: Mapping[int, Sequence[ledger.Range]] | Mapping[int, Sequence[ledger.Span]],
-) -> list[tuple[int, asyncpg.Record]]:
-    """Return the rows around `spans`, each with its symbol id; a row may come twice."""
+) -> list[tuple[int | None, asyncpg.Record]]:
+    """Return the rows around `spans`, each with its symbol id; a row may come twice.
+
+    A row that is about no span, numbered 0, has None.
+    """
     places = [(symbol_id, span) for symbol_id, found in spans.items() for span in found]
     rows = await conn.fetch(
         query,
@@ -134,7 +150,7 @@ async def _read_around(
         [span.first_id for _, span in places],
         [min(span.last_id + 1, ledger.MAX_ID) for _, span in places],
     )
-    return [(places[row["n"] - 1][0], row) for row in rows]
+    return [(places[row["n"] - 1][0] if row["n"] else None, row) for row in rows]
 
 
 async def _lock(conn: asyncpg.Connection, symbols: list[str]) -> None:
@@ -166,6 +182,7 @@ async def _read_gaps(
     """Return the history around `spans` by symbol id."""
     gaps: dict[int, dict[int, ledger.Gap]] = {symbol_id: {} for symbol_id in spans}
     for symbol_id, row in await _read_around(conn, sql.READ_GAPS, names, spans):
+        assert symbol_id is not None
         gaps[symbol_id][row["id"]] = ledger.Gap(
             row["id"],
             row["first_id"],

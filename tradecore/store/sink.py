@@ -4,9 +4,11 @@ A batch of trades, in this order:
 
     lock     the symbols' rows in trade_symbols, in symbol order: the fence between writers
     read     the ranges of the ledger that touch the batch (a new statement, so a new snapshot)
-    cut      what is stored already: duplicates, or rows of a try whose acknowledgement was lost
+    cut      what is stored already: duplicates, or rows of a try whose acknowledgement was lost;
+             and what is older than the retention horizon
     COPY     the rest
     extend   the ledger and the history of holes
+    note     the minutes of late rows, whose candles are computed already
     COMMIT
 
 When the server refuses a row, or has a row that the ledger does not know, the batch is done again
@@ -40,6 +42,8 @@ from tradecore.store.batch import (
     live_rows,
     look_at_trades,
     mask_impossible,
+    mask_older,
+    minutes_before,
     names_of,
 )
 from tradecore.store.causes import HoleCauses
@@ -74,6 +78,8 @@ class WriteResult(NamedTuple):
     """Refused by the server, or by us before it saw them; kept in dead_letters."""
     opened: tuple[HoleId, ...] = ()
     """Holes that these trades opened; some may be filled or closed by the time this is read."""
+    expired: int = 0
+    """Trades below the retention horizon, which are not stored."""
 
     def plus(self, other: "WriteResult") -> "WriteResult":
         return WriteResult(
@@ -81,6 +87,7 @@ class WriteResult(NamedTuple):
             self.duplicate + other.duplicate,
             self.parked + other.parked,
             self.opened + other.opened,
+            self.expired + other.expired,
         )
 
 
@@ -176,7 +183,12 @@ class Sink:
     ) -> WriteResult:
         rows, keep, pieces, names = batch.rows, batch.keep, batch.pieces, batch.names
         refusals = batch.refusals
-        stored_before = await coverage.lock_and_read(conn, names, pieces)
+        stored_before, raw_from_us, candles_through_us = await coverage.lock_and_read(
+            conn, names, pieces
+        )
+        expired = mask_older(rows, keep, raw_from_us)
+        if expired:
+            pieces = find_pieces(rows, keep, call.symbols)
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
         cut = mask_rows(rows, as_cuts(cuts), keep) if any(cuts.values()) else 0
         # Rows that a failed call stored after all are no duplicates: nobody was told of them yet.
@@ -202,9 +214,11 @@ class Sink:
         causes = HoleCauses(rows, keep, len(call.symbols), refusals, call.hole_cause)
         origin = coverage.Origin(call.filled_by, causes)
         opened = await coverage.write(conn, names, pieces, stored_before, origin)
+        if minutes := minutes_before(rows, keep, candles_through_us):
+            await conn.execute(sql.ADD_WINDOW, minutes)
         call.store(names, pieces, opened)
         duplicate = batch.repeats + cut - confirmed + expected - stored
-        return WriteResult(stored + confirmed, duplicate, len(refusals), tuple(opened))
+        return WriteResult(stored + confirmed, duplicate, len(refusals), tuple(opened), expired)
 
     async def close_absent(
         self, symbol: str, first_id: int, last_id: int, evidence: Mapping[str, Any]

@@ -2,7 +2,9 @@
 
 A symbol's row in trade_symbols is the lock of its ledger: trade_coverage and trade_gaps are read
 and written by its holder only. It is taken in one statement and the ledger is read in the next:
-a statement that waits for a lock goes on with the snapshot it began with.
+a statement that waits for a lock goes on with the snapshot it began with. Beside it all writers
+share one advisory lock, so that who takes it alone knows that no transaction with trades is open:
+whatever it then writes into store_state is seen by the next ones.
 """
 
 from collections.abc import Callable
@@ -27,11 +29,16 @@ SELECT set_config('synchronous_commit', 'on', true)
 WHERE current_setting('synchronous_commit') = 'off'
 """
 
-LOCK = """
-SELECT count(*) FROM (
+WRITERS_KEY = 0x74637772  # "tcwr"; the second key of the lock is the schema
+
+# The symbols first, always: who locks both in the other order could meet a writer half way.
+LOCK = f"""
+SELECT count(*), pg_advisory_xact_lock_shared({WRITERS_KEY}, hashtext(current_schema())) FROM (
     SELECT FROM trade_symbols WHERE symbol = ANY($1::text[]) ORDER BY symbol FOR UPDATE
 ) AS locked
 """
+
+LOCK_OUT_WRITERS = f"SELECT pg_advisory_xact_lock({WRITERS_KEY}, hashtext(current_schema()))"
 
 ADD_SYMBOLS = """
 INSERT INTO trade_symbols SELECT symbol FROM unnest($1::text[]) AS symbol
@@ -54,11 +61,24 @@ CROSS JOIN LATERAL (
 ) AS t
 """
 
-READ_RANGES = _NEIGHBOURS.format(
+_READ_RANGES = _NEIGHBOURS.format(
     table="trade_coverage",
     columns="(extract(epoch FROM t.first_time) * 1000000)::int8 AS first_us,"
     " (extract(epoch FROM t.last_time) * 1000000)::int8 AS last_us",
 )
+
+# With the state of the store as row 0, which saves a question of its own.
+READ_RANGES = f"""
+{_READ_RANGES}
+UNION ALL
+SELECT 0, 0, 0,
+       CASE WHEN isfinite(raw_from) THEN (extract(epoch FROM raw_from) * 1000000)::int8 END,
+       CASE WHEN isfinite(candles_through)
+            THEN (extract(epoch FROM candles_through) * 1000000)::int8 END
+FROM store_state
+"""
+
+ADD_WINDOW = "INSERT INTO candle_windows (minutes) VALUES ($1::tstzmultirange)"
 READ_GAPS = _NEIGHBOURS.format(
     table="trade_gaps",
     columns="t.id, t.cause, t.detected_at, t.state, t.filled_by, t.evidence::text",
