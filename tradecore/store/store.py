@@ -14,10 +14,11 @@ from tradecore._symbols import SymbolTable
 from tradecore.errors import StoreError, TradecoreError, TransientStoreError
 from tradecore.settings import Settings
 from tradecore.store import holes, times
+from tradecore.store.candles import CandleKind, read_kind
 from tradecore.store.dsn import parse_dsn
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.failure import as_transient
-from tradecore.store.migrate import bring_up_to_date
+from tradecore.store.migrate import Level, bring_up_to_date, detect_level
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import (
     ServerInfo,
@@ -57,6 +58,9 @@ class Store:
         self._sink: Sink | None = None
         self._opening = asyncio.Lock()
         self.server: ServerInfo | None = None
+        self.level: Level | None = None
+        """What the tables are; None until they were seen."""
+        self.candle_kind = CandleKind(aggregates=False)
         self.schema_version: int | None = None
         for warning in self._dsn.warnings if self._dsn else ():
             log.warning(warning)
@@ -105,6 +109,8 @@ class Store:
                     "SELECT max(version) FROM schema_migrations"
                 )
                 self.server = await describe_server(conn)
+                self.level = await detect_level(conn)
+                self.candle_kind = await read_kind(conn, self.level)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             if pool is not None:
                 pool.terminate()
@@ -140,6 +146,11 @@ class Store:
                 raise TransientStoreError("refused", str(exc), fatal_looking=True) from exc
         assert self._sink is not None
         return self._sink
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a pool; it may be that nobody answers."""
+        return self._pool is not None
 
     @property
     def pool(self) -> asyncpg.Pool:

@@ -1,0 +1,169 @@
+"""Keeps candles fresh: the minute under way, and every minute that late or old trades touched.
+
+Of several daemons with one database one does it at a time. What has to be done is in the database
+(see `store.candle_windows`), so that any of them may die at any moment.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from tradecore import clock
+from tradecore.backoff import Backoff
+from tradecore.errors import TransientStoreError
+from tradecore.log import once_per
+from tradecore.store.candle_windows import TRY_TO_REFRESH, move_fence, read_waiting, settle
+from tradecore.store.candles import WIDTHS, CandleKind, refresh
+from tradecore.store.failure import TROUBLE, as_transient
+from tradecore.store.store import Store
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+"""Between two looks; the minute under way is as old as that at most, while it is cheap."""
+
+_DUTY = 0.05
+"""Part of the time that the minute under way may take: with many trades it is shown later."""
+
+_WIDER_INTERVAL_S = 5.0  # the wider candles under way
+
+SETTLE = timedelta(seconds=5)
+"""A minute is closed so long after its end: by then hardly any of its trades is still to come."""
+
+_AHEAD = timedelta(minutes=1)  # trades may be ahead of the server's clock by so much
+
+_SLICE = timedelta(hours=1)
+_SLICE_MIN, _SLICE_MAX = timedelta(minutes=1), timedelta(days=30)
+_SLICE_S = 1.0
+"""How long one slice of old minutes shall take: slices shrink and grow to that."""
+
+_RETRY_S, _RETRY_CAP_S = 0.5, 30.0
+
+# What is lost by a crash of the server is lost together with the note that it is done. What is
+# read is a window of everything, so hashing is right, and never a plan for single rows.
+_SETTINGS = """
+SET synchronous_commit = off; SET statement_timeout = '120s'; SET lock_timeout = '10s';
+SET work_mem = '64MB'
+"""
+
+
+@dataclass(slots=True)
+class RefreshStats:
+    """What the refresher has done since the start, and what waits now."""
+
+    refreshed_ns: int = 0
+    """Monotonic clock of the last time that the minute under way was refreshed, 0 before."""
+    minutes_waiting: int = 0
+    """Closed minutes whose candles are not up to date, among those that were looked at."""
+    minutes_refreshed: int = 0
+    duration_sum_s: float = 0.0
+    rounds: int = 0
+    failures: int = 0
+
+
+class Refresher:
+    """`run` it until it is cancelled."""
+
+    def __init__(self, store: Store) -> None:
+        self.stats = RefreshStats()
+        self._store = store
+        self._slice = _SLICE
+        self._wider_due_ns = 0
+
+    async def run(self) -> None:
+        """Refresh for ever; what fails is tried again with growing pauses."""
+        backoff = Backoff(_RETRY_S, _RETRY_CAP_S)
+        while True:
+            began_ns = clock.mono_ns()
+            try:
+                await self._round()
+            except TransientStoreError as error:
+                self.stats.failures += 1
+                # When the database is away the flusher says so.
+                level = logging.WARNING if self._store.is_open else logging.DEBUG
+                once_per(log, error.reason).log(
+                    level,
+                    "candles are not refreshed and are tried again",
+                    extra={"reason": error.reason, "error": str(error)},
+                )
+                await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
+                continue
+            backoff.reset()
+            took_s = (clock.mono_ns() - began_ns) / 1e9
+            await asyncio.sleep(max(INTERVAL_S - took_s, took_s / _DUTY - took_s, 0.0))
+
+    async def _round(self) -> None:
+        """Bring what is due up to date, unless another daemon is at it."""
+        pool, kind = self._store.pool, self._store.candle_kind
+        try:
+            async with pool.acquire(timeout=10) as conn:
+                if await conn.fetchval(TRY_TO_REFRESH):
+                    await conn.execute(_SETTINGS)
+                    await self._refresh_all(conn, kind)
+        except TROUBLE as exc:
+            raise as_transient(exc, "refresh candles") from exc
+
+    async def _refresh_all(self, conn: asyncpg.Connection, kind: CandleKind) -> None:
+        through, raw_from, now = await move_fence(conn, SETTLE)
+        began_ns = clock.mono_ns()
+        if through is not None:
+            wider = began_ns >= self._wider_due_ns
+            await refresh(
+                conn,
+                kind,
+                through,
+                now + _AHEAD,
+                raw_from=raw_from,
+                widths=tuple(WIDTHS) if wider else ("1m",),
+            )
+            if wider:
+                self._wider_due_ns = began_ns + int(_WIDER_INTERVAL_S * 1e9)
+        self.stats.refreshed_ns = clock.mono_ns()
+        self.stats.rounds += 1
+        self.stats.duration_sum_s += (self.stats.refreshed_ns - began_ns) / 1e9
+        ids, spans = await read_waiting(conn)
+        if spans:
+            first, end = self._last_slice(spans)
+            await self._refresh_slice(conn, kind, ids, first, end, raw_from)
+        done = (end - first) if spans else timedelta()
+        self.stats.minutes_waiting = max(0, _minutes(spans) - int(done.total_seconds()) // 60)
+
+    def _last_slice(self, spans: list[tuple[datetime, datetime]]) -> tuple[datetime, datetime]:
+        """Return the newest part of `spans`, from its first to its last minute."""
+        first, end = spans[-1]
+        floor = end - self._slice
+        for begin, until in reversed(spans):
+            if until <= floor:
+                break
+            first = max(begin, floor)
+        return first, end
+
+    async def _refresh_slice(
+        self,
+        conn: asyncpg.Connection,
+        kind: CandleKind,
+        ids: list[int],
+        first: datetime,
+        end: datetime,
+        raw_from: datetime | None,
+    ) -> None:
+        began_ns = clock.mono_ns()
+        try:
+            await refresh(conn, kind, first, end, raw_from=raw_from)
+            await settle(conn, ids, first, end)
+        except TROUBLE:
+            self._slice = max(self._slice / 4, _SLICE_MIN)
+            raise
+        took_s = (clock.mono_ns() - began_ns) / 1e9
+        self.stats.minutes_refreshed += int((end - first).total_seconds()) // 60
+        if took_s > _SLICE_S:
+            self._slice = max(self._slice / 2, _SLICE_MIN)
+        elif took_s < _SLICE_S / 4 and end - first > self._slice / 2:
+            self._slice = min(self._slice * 2, _SLICE_MAX)
+
+
+def _minutes(spans: list[tuple[datetime, datetime]]) -> int:
+    return sum(int((end - first).total_seconds()) // 60 for first, end in spans)
