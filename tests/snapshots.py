@@ -5,6 +5,7 @@ from typing import Any
 
 from tradecore.snapshot import (
     Audit,
+    Candles,
     ConnectionState,
     Counters,
     DatabaseState,
@@ -95,6 +96,7 @@ HEALTHY = Snapshot(
         Line(name="B", first=1032, late=1033, missing=1034, lag_s_sum=2.75, lag_count=1035),
     ),
     shards=Shards(held=5, total=8),
+    candles=Candles(minutes_waiting=1036, minutes_refreshed=1037, failures=1038, age_s=3.25),
     received_per_s=64.0,
     stored_per_s=32.0,
     flush_duration=Histogram((0.001, 0.01), (1, 2, 3), 0.5),

@@ -71,6 +71,10 @@ tradecore_line_lag_seconds_total{line}
 tradecore_line_lag_samples_total{line}
 tradecore_rollovers_total{reason}
 tradecore_shards_held{}
+tradecore_candles_age_seconds{}
+tradecore_candles_waiting{}
+tradecore_candles_refreshed_total{}
+tradecore_candles_failures_total{}
 tradecore_start_timestamp_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
@@ -168,6 +172,10 @@ VALUES = {
     'rollovers_total{reason="age"}': 1018,
     'rollovers_total{reason="stale"}': 0,
     "shards_held": 5,
+    "candles_age_seconds": 3.25,
+    "candles_waiting": 1036,
+    "candles_refreshed_total": 1037,
+    "candles_failures_total": 1038,
     "start_timestamp_seconds": 1_700_000_000.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,

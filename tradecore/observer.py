@@ -14,6 +14,7 @@ from tradecore.continuity import Continuity
 from tradecore.errors import TransientStoreError
 from tradecore.feed.feed import Feed
 from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, FlushStats
+from tradecore.refresher import RefreshStats
 from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
 from tradecore.roster import Roster
@@ -21,6 +22,7 @@ from tradecore.settings import Settings
 from tradecore.sharing import Sharing
 from tradecore.snapshot import (
     Audit,
+    Candles,
     ConnectionState,
     Counters,
     DatabaseState,
@@ -61,6 +63,7 @@ class Parts:
     continuity: Continuity
     roster: Roster
     sharing: Sharing | None
+    refresh: RefreshStats
 
 
 class Observer:
@@ -228,6 +231,12 @@ class Observer:
             shards=Shards(held=len(parts.sharing.held), total=parts.sharing.total)
             if parts.sharing
             else Shards(),
+            candles=Candles(
+                minutes_waiting=parts.refresh.minutes_waiting,
+                minutes_refreshed=parts.refresh.minutes_refreshed,
+                failures=parts.refresh.failures,
+                age_s=_age_s(now_ns, parts.refresh.refreshed_ns),
+            ),
             received_per_s=self._rate(1),
             stored_per_s=self._rate(2),
             flush_duration=Histogram(

@@ -16,7 +16,7 @@ from tradecore.backoff import Backoff
 from tradecore.errors import TransientStoreError
 from tradecore.log import once_per
 from tradecore.store.candle_windows import TRY_TO_REFRESH, move_fence, read_waiting, settle
-from tradecore.store.candles import WIDTHS, CandleKind, refresh
+from tradecore.store.candles import CandleKind, refresh
 from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.store import Store
 
@@ -27,8 +27,6 @@ INTERVAL_S = 1.0
 
 _DUTY = 0.05
 """Part of the time that the minute under way may take: with many trades it is shown later."""
-
-_WIDER_INTERVAL_S = 5.0  # the wider candles under way
 
 SETTLE = timedelta(seconds=5)
 """A minute is closed so long after its end: by then hardly any of its trades is still to come."""
@@ -71,7 +69,6 @@ class Refresher:
         self.stats = RefreshStats()
         self._store = store
         self._slice = _SLICE
-        self._wider_due_ns = 0
 
     async def run(self) -> None:
         """Refresh for ever; what fails is tried again with growing pauses."""
@@ -110,24 +107,14 @@ class Refresher:
         through, raw_from, now = await move_fence(conn, SETTLE)
         began_ns = clock.mono_ns()
         if through is not None:
-            wider = began_ns >= self._wider_due_ns
-            await refresh(
-                conn,
-                kind,
-                through,
-                now + _AHEAD,
-                raw_from=raw_from,
-                widths=tuple(WIDTHS) if wider else ("1m",),
-            )
-            if wider:
-                self._wider_due_ns = began_ns + int(_WIDER_INTERVAL_S * 1e9)
+            await refresh(conn, kind, through, now + _AHEAD, raw_from=raw_from, closed=through)
         self.stats.refreshed_ns = clock.mono_ns()
         self.stats.rounds += 1
         self.stats.duration_sum_s += (self.stats.refreshed_ns - began_ns) / 1e9
         ids, spans = await read_waiting(conn)
         if spans:
             first, end = self._last_slice(spans)
-            await self._refresh_slice(conn, kind, ids, first, end, raw_from)
+            await self._refresh_slice(conn, kind, ids, (first, end), raw_from, through)
         done = (end - first) if spans else timedelta()
         self.stats.minutes_waiting = max(0, _minutes(spans) - int(done.total_seconds()) // 60)
 
@@ -146,13 +133,14 @@ class Refresher:
         conn: asyncpg.Connection,
         kind: CandleKind,
         ids: list[int],
-        first: datetime,
-        end: datetime,
+        window: tuple[datetime, datetime],
         raw_from: datetime | None,
+        closed: datetime | None,
     ) -> None:
         began_ns = clock.mono_ns()
+        first, end = window
         try:
-            await refresh(conn, kind, first, end, raw_from=raw_from)
+            await refresh(conn, kind, first, end, raw_from=raw_from, closed=closed)
             await settle(conn, ids, first, end)
         except TROUBLE:
             self._slice = max(self._slice / 4, _SLICE_MIN)

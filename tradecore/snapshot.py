@@ -208,6 +208,18 @@ class Shards:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Candles:
+    """The candles, as far as this daemon refreshes them; another one of the database may do it."""
+
+    minutes_waiting: int = 0
+    """Closed minutes, touched by late or old trades, whose candles are not computed anew yet."""
+    minutes_refreshed: int = 0
+    failures: int = 0
+    age_s: float | None = None
+    """Seconds since the candles under way were last computed; None before the first time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUse:
     """What the process takes from the machine."""
 
@@ -248,6 +260,7 @@ class Snapshot:
     audit: Audit
     lines: tuple[Line, ...]
     shards: Shards
+    candles: Candles
     received_per_s: float
     stored_per_s: float
     """Trades a second over the last few seconds."""

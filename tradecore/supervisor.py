@@ -34,6 +34,7 @@ from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.http.server import SideServer
 from tradecore.observer import Observer, Parts
+from tradecore.refresher import Refresher
 from tradecore.rest import trades
 from tradecore.rest.budget import Budget
 from tradecore.rest.client import RestClient
@@ -157,6 +158,7 @@ class Supervisor:
             lambda symbol, from_us, to_us: trades.klines(client, symbol, from_us, to_us),
             self._backfill.look_soon,
         )
+        self._refresher = Refresher(self._store)
         self._sharing: Sharing | None = None
         if settings.shards:
             leases = Leases(lambda: self._store.pool, node_of(settings), settings.shards)
@@ -177,6 +179,7 @@ class Supervisor:
                 self._continuity,
                 self._roster,
                 self._sharing,
+                self._refresher.stats,
             ),
         )
 
@@ -221,6 +224,7 @@ class Supervisor:
             "continuity": self._watch_continuity(),
             "backfill": self._backfill.run(),
             "auditor": self._auditor.run(),
+            "candles": self._refresher.run(),
         }
         if self._sharing is not None:
             helpers["sharing"] = self._sharing.run()

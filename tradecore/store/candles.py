@@ -124,13 +124,14 @@ async def refresh(
     end: datetime,
     *,
     raw_from: datetime | None = None,
-    widths: tuple[str, ...] = tuple(WIDTHS),
+    closed: datetime | None = None,
 ) -> None:
     """Compute all candles anew that have trades of `first` <= time < `end`, bottom up.
 
-    `widths` is WIDTHS or a part of it, in that order. Nothing below `raw_from`, the retention
-    horizon (a midnight), is touched: there the candles are all that is left. `conn` must not be in
-    a transaction. Raises TransientStoreError.
+    Nothing below `raw_from`, the retention horizon (a midnight), is touched: there the candles are
+    all that is left. Aggregates wider than a minute that are not over at `closed` are left to be
+    computed when they are read, which costs less and is never late; None: none are left. `conn`
+    must not be in a transaction. Raises TransientStoreError.
     """
     if raw_from is not None:
         first = max(first, raw_from)
@@ -139,11 +140,15 @@ async def refresh(
     try:
         async with asyncio.timeout(REFRESH_LIMIT_S):
             if kind.aggregates:
-                for width in widths:
-                    await _refresh_aggregate(conn, kind, width, *whole_candles(first, end, width))
+                for width, step in WIDTHS.items():
+                    begin, until = whole_candles(first, end, width)
+                    if closed is not None and width != "1m":
+                        until = min(until, closed - (closed - EPOCH) % step)
+                    if begin < until:
+                        await _refresh_aggregate(conn, kind, width, begin, until)
             else:
                 async with conn.transaction(isolation="read_committed"):
-                    for width in widths:
+                    for width in WIDTHS:
                         window = whole_candles(first, end, width)
                         await conn.execute(_PUTS[width], *window, timeout=REFRESH_LIMIT_S)
     except TROUBLE as exc:
