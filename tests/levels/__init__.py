@@ -8,8 +8,8 @@ timescale  the server that TEST_TIMESCALE_URL names: a full build with backgroun
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
+from tests.levels import community
 from tests.levels.server import PostgresServer, Server, UnavailableError, embedded_server
 
 PLAIN = "plain"
@@ -55,10 +55,6 @@ def _apache() -> Server:
     raise UnavailableError("level apache is not set up yet")
 
 
-def _community() -> Server:
-    raise UnavailableError("level community is not set up yet")
-
-
 def _timescale() -> Server:
     if given := os.environ.get("TEST_TIMESCALE_URL"):
         return PostgresServer(given)
@@ -68,9 +64,9 @@ def _timescale() -> Server:
 _START: dict[str, Callable[[], Server]] = {
     PLAIN: _plain,
     APACHE: _apache,
-    COMMUNITY: _community,
+    COMMUNITY: community.start,
     TIMESCALE: _timescale,
 }
 
-CACHE = Path(__file__).parents[2] / ".venv" / "levels"
-"""What `python -m tests.levels` downloads; `make clean` removes it."""
+PREPARE: dict[str, Callable[[], str]] = {COMMUNITY: community.prepare}
+"""What gets the parts that a level needs and says what it has; `make levels` calls it."""

@@ -1,12 +1,13 @@
 """Servers that give each test a database of its own."""
 
 import asyncio
+import fcntl
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +25,9 @@ FAST = {
     "max_wal_size": "256MB",
 }
 """Server settings for tests that kill no server."""
+
+CACHE = Path(__file__).parents[2] / ".venv" / "levels"
+"""What `make levels` downloads; `make clean` removes it."""
 
 _MEMORY_BYTES = 4 << 30
 
@@ -103,6 +107,15 @@ def embedded_server() -> PostgresServer:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Let one process at a time make the part `name` of the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder() -> Path:

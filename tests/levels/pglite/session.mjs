@@ -1,0 +1,144 @@
+// The one session of PGlite, lent to one client at a time.
+
+import * as wire from './wire.mjs'
+
+// What PGlite sets for its own use and a server does not.
+const SERVER = {
+  allow_system_table_mods: 'off',
+  client_min_messages: 'notice',
+  enable_seqscan: 'on',
+  log_min_messages: 'fatal',
+  search_path: '"$user", public',
+}
+const WAIT_MS = 10_000
+const literal = s => `'${s.replaceAll("'", "''")}'`
+
+export class SqlError extends Error {
+  constructor(fields) {
+    super(fields.M)
+    this.sqlstate = fields.C
+  }
+}
+
+export class Session {
+  constructor(db) {
+    this.db = db
+    this.holder = null // who is in a transaction, or in the middle of a request
+    this.last = null // whose settings the session has
+    this.waiting = []
+    this.prepared = new Set() // names of the statements that it has
+    this.status = 'I'
+  }
+
+  // Run `work` when no other client is in a transaction, with the settings of this one. The client
+  // keeps the session while it is in a transaction, or has a request to end.
+  async lend(client, work, ends = true) {
+    if (this.holder !== client) {
+      if (this.holder !== null) await this.#turn(client)
+      if (client.gone) throw new SqlError({ C: '57P01', M: 'the client has gone' })
+      this.holder = client
+    }
+    try {
+      if (this.last !== client) this.#enter(client)
+      return work()
+    } finally {
+      if (ends && this.status === 'I') this.#release()
+    }
+  }
+
+  #turn(client) {
+    return new Promise((resolve, reject) => {
+      const waiter = { client, resolve, reject }
+      waiter.timer = setTimeout(() => this.giveUp(client, '55P03',
+        'another connection is in a transaction, and this server has one session for all:'
+        + ' a test that needs two is to be marked two_sessions'), WAIT_MS)
+      this.waiting.push(waiter)
+    })
+  }
+
+  // Let a client that waits go on without its turn.
+  giveUp(client, sqlstate, words) {
+    const at = this.waiting.findIndex(waiter => waiter.client === client)
+    if (at < 0) return
+    const [waiter] = this.waiting.splice(at, 1)
+    clearTimeout(waiter.timer)
+    waiter.reject(new SqlError({ C: sqlstate, M: words }))
+  }
+
+  #release() {
+    const next = this.waiting.shift()
+    this.holder = next?.client ?? null
+    clearTimeout(next?.timer)
+    next?.resolve()
+  }
+
+  // Send a request as it is and return the reply.
+  raw(request) {
+    const reply = Buffer.from(this.db.execProtocolRawSync(new Uint8Array(request)))
+    for (const m of wire.messages(reply)) if (wire.type(m) === 'Z') this.status = String.fromCharCode(m[5])
+    return reply
+  }
+
+  // Run a query of our own and return its rows.
+  ask(sql) {
+    const rows = []
+    let failed
+    for (const m of wire.messages(this.raw(wire.query(sql)))) {
+      if (wire.type(m) === 'D') rows.push(wire.columns(m))
+      if (wire.type(m) === 'E') failed = new SqlError(wire.fields(m))
+    }
+    if (failed) throw failed
+    return rows
+  }
+
+  #enter(client) {
+    if (this.last?.touched) this.#keep(this.last)
+    this.last = null
+    this.ask(`RESET SESSION AUTHORIZATION; RESET ALL; ${this.#settings(client)}`)
+    this.last = client
+  }
+
+  // Give the session the settings of a client, after its RESET ALL.
+  configure(client) {
+    this.ask(this.#settings(client))
+  }
+
+  #settings({ settings, user, role }) {
+    const values = Object.entries({ ...SERVER, ...settings })
+      .map(([name, value]) => `set_config(${literal(name)}, ${literal(value)}, false)`)
+    return `SELECT ${values.join(', ')}`
+      + (user === 'postgres' ? '' : `; SET SESSION AUTHORIZATION ${literal(user)}`)
+      + (role === 'none' ? '' : `; SET ROLE ${literal(role)}`)
+  }
+
+  // Note what a client has set, to give it back at its next turn.
+  #keep(client) {
+    client.touched = false
+    const [[role, user]] = this.ask("SELECT current_setting('role'), session_user")
+    Object.assign(client, { role, user })
+    client.settings = Object.fromEntries(
+      this.ask("SELECT name, setting FROM pg_settings WHERE source = 'session'"))
+  }
+
+  // Learn which prepared statements are left after DEALLOCATE or DISCARD.
+  recount() {
+    this.prepared = new Set(this.ask('SELECT name FROM pg_prepared_statements').flat())
+  }
+
+  // Undo what a client that has gone left behind.
+  forget(client) {
+    client.gone = true
+    this.giveUp(client, '57P01', 'the client has gone')
+    if (this.last === client) this.last = null
+    if (this.holder === client) {
+      this.raw(wire.sync) // it may have ended in the middle of a request
+      if (this.status !== 'I') this.raw(wire.query('ROLLBACK'))
+    }
+    const names = [...client.statements.keys()].map(name => client.rename(name))
+    const left = names.filter(name => this.prepared.delete(name))
+    if (left.length && this.status === 'I') {
+      this.raw(Buffer.concat([...left.map(wire.closeStatement), wire.sync]))
+    }
+    if (this.holder === client) this.#release()
+  }
+}
