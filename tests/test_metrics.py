@@ -75,6 +75,10 @@ tradecore_candles_age_seconds{}
 tradecore_candles_waiting{}
 tradecore_candles_refreshed_total{}
 tradecore_candles_failures_total{}
+tradecore_stream_clients{}
+tradecore_stream_events_total{stream}
+tradecore_stream_conflated_total{stream}
+tradecore_stream_closed_total{reason}
 tradecore_start_timestamp_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
@@ -176,6 +180,11 @@ VALUES = {
     "candles_waiting": 1036,
     "candles_refreshed_total": 1037,
     "candles_failures_total": 1038,
+    "stream_clients": 6,
+    'stream_events_total{stream="trade"}': 1042,
+    'stream_conflated_total{stream="ticker"}': 1043,
+    'stream_closed_total{reason="slow"}': 1044,
+    'stream_closed_total{reason="client"}': 0,
     "start_timestamp_seconds": 1_700_000_000.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,

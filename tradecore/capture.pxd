@@ -35,6 +35,12 @@ ctypedef struct counters_t:
     int64_t latency_sum_us
     int64_t latency_count
 
+# Takes an event that the capture took as new: no duplicate, no trade that is parked or found no
+# room, and of late trades those only that are known to have been missing.
+ctypedef void (*tap_t)(
+    void *tapped, int status, const event_t *event, const char *data, Py_ssize_t size
+) noexcept
+
 cdef class Capture:
     cdef readonly RingBuffer ring
     cdef readonly Conflator conflator
@@ -50,6 +56,11 @@ cdef class Capture:
     cdef event_t _event
     # Of the trade in `_event`.
     cdef int _verdict
+    cdef bint _is_new
+    # NULL while nobody listens to live events.
+    cdef tap_t _tap
+    cdef void *_tapped
+    cdef object _tap_keeps
     cdef int64_t _wake_rows
     cdef object _wake
     cdef int64_t _high_water
@@ -63,6 +74,8 @@ cdef class Capture:
     cdef int _report_far_below(self, uint32_t symbol_id, int64_t trade_id) except -1
     cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0
     cdef int end_of_read(self) except -1
+    cdef int tap(self, tap_t take, void *tapped, keep) except -1
+    cdef int untap(self) except -1
     cdef Arrivals open_arrivals(self)
     cdef int close_arrivals(self, Arrivals arrivals) except -1
     cdef list unconfirmed(self, Arrivals mine, symbol_ids)

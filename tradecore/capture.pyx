@@ -157,6 +157,9 @@ cdef class Capture:
                 # The symbol came into the table later: there is no track and no slot for it.
                 status = UNKNOWN_SYMBOL
             self.refuse(status, data, size)
+        if self._tap != NULL and 0 < status <= EVENT_KLINE:
+            if status != EVENT_TRADE or self._is_new:
+                self._tap(self._tapped, status, &self._event, data, size)
         return status
 
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept:
@@ -173,6 +176,7 @@ cdef class Capture:
         cdef int64_t latency_us
         cdef int bucket
         self._verdict = verdict
+        self._is_new = False
         self._count.trades += 1
         if verdict != FAR_BELOW:
             if new_connection:
@@ -220,7 +224,9 @@ cdef class Capture:
             if is_in_hole(&track.ids, trade_id):
                 # What stays missing right before it has the cause of the whole hole.
                 slot.flags |= track.notes
+                self._is_new = True
         else:
+            self._is_new = True
             # What came before is noted on the trades that a hole may precede.
             notes = 0
             if track.refused:
@@ -302,6 +308,21 @@ cdef class Capture:
         if pending >= self._high_water and not self._above_high_water:
             self._above_high_water = True
             self._on_high_water()
+        return 0
+
+    cdef int tap(self, tap_t take, void *tapped, keep) except -1:
+        """Call `take(tapped, ...)` for each event that is new, in the middle of a socket read;
+        `keep` keeps `tapped` alive."""
+        self._tap = take
+        self._tapped = tapped
+        self._tap_keeps = keep
+        return 0
+
+    cdef int untap(self) except -1:
+        """Call it no more."""
+        self._tap = NULL
+        self._tapped = NULL
+        self._tap_keeps = None
         return 0
 
     def grow(self):

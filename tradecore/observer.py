@@ -14,6 +14,7 @@ from tradecore.continuity import Continuity
 from tradecore.errors import TransientStoreError
 from tradecore.feed.feed import Feed
 from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, FlushStats
+from tradecore.http.streams import Streams
 from tradecore.refresher import RefreshStats
 from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
@@ -64,6 +65,7 @@ class Parts:
     roster: Roster
     sharing: Sharing | None
     refresh: RefreshStats
+    streams: Streams
 
 
 class Observer:
@@ -237,6 +239,7 @@ class Observer:
                 failures=parts.refresh.failures,
                 age_s=_age_s(now_ns, parts.refresh.refreshed_ns),
             ),
+            fan_out=parts.streams.use(),
             received_per_s=self._rate(1),
             stored_per_s=self._rate(2),
             flush_duration=Histogram(

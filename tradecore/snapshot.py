@@ -220,6 +220,19 @@ class Candles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FanOut:
+    """The live streams that clients of ours have; each mapping holds all its keys."""
+
+    clients: int = 0
+    events: Mapping[str, int] = field(default_factory=dict)
+    """By kind of stream: encoded once, whatever the number of clients."""
+    conflated: Mapping[str, int] = field(default_factory=dict)
+    """By kind of stream: of a slow client, given up for a newer one."""
+    closed: Mapping[str, int] = field(default_factory=dict)
+    """Connections by why they ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUse:
     """What the process takes from the machine."""
 
@@ -261,6 +274,7 @@ class Snapshot:
     lines: tuple[Line, ...]
     shards: Shards
     candles: Candles
+    fan_out: FanOut = field(default_factory=FanOut)
     received_per_s: float
     stored_per_s: float
     """Trades a second over the last few seconds."""

@@ -33,6 +33,7 @@ from tradecore.feed.gate import Gate
 from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.http.server import SideServer
+from tradecore.http.streams import Captured, Streams
 from tradecore.observer import Observer, Parts
 from tradecore.refresher import Refresher
 from tradecore.rest import trades
@@ -84,7 +85,10 @@ class Supervisor:
             stack.callback(folder.close)
             self._make_parts(folder, stack)
             server = SideServer(
-                self._settings.http_host, self._settings.http_port, self._observer.snapshot
+                self._settings.http_host,
+                self._settings.http_port,
+                self._observer.snapshot,
+                self._streams,
             )
             await server.start()
             stack.push_async_callback(server.stop)
@@ -165,6 +169,9 @@ class Supervisor:
             self._sharing = Sharing(
                 leases, settings.shards, self._roster.share, self._reaches_venue
             )
+        self._streams = Streams(
+            self._capture, lambda: Captured(self._roster.symbols, self._roster.streams)
+        )
         self._observer = Observer(
             settings,
             Parts(
@@ -180,6 +187,7 @@ class Supervisor:
                 self._roster,
                 self._sharing,
                 self._refresher.stats,
+                self._streams,
             ),
         )
 
@@ -264,6 +272,7 @@ class Supervisor:
 
     async def _drain(self, flush: "asyncio.Task[None]", feed: "asyncio.Task[None]") -> None:
         log.info("stopping: feed first, then the ring is drained")
+        self._streams.announce_shutdown()
         self._stop.clear()
         await self._feed.close()
         await asyncio.wait({feed}, timeout=1.0)

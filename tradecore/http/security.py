@@ -37,6 +37,8 @@ RATE_PER_S = 50.0
 RATE_BURST = 100
 PEERS_MAX = 1024
 
+STREAM_PATHS = ("/ws", "/stream")
+
 UNLIMITED_PATHS = frozenset({"/live"})
 """Costs no more than the 429 would, and who refuses it gets killed by his supervisor."""
 
@@ -137,7 +139,7 @@ def guard(bind_host: str, limiter: RateLimiter) -> Middleware:
             refusal.force_close()
             return refusal
         try:
-            async with asyncio.timeout(HANDLER_LIMIT_S):
+            async with asyncio.timeout(None if _is_stream(request) else HANDLER_LIMIT_S):
                 return await handler(request)
         except TimeoutError:
             log.warning("HTTP request took too long", extra={"path": request.path})
@@ -151,6 +153,19 @@ def guard(bind_host: str, limiter: RateLimiter) -> Middleware:
             return error_answer(500)
 
     return check
+
+
+def _is_stream(request: web.Request) -> bool:
+    return request.path in STREAM_PATHS or request.path.startswith("/ws/")
+
+
+def is_same_origin(request: web.Request) -> bool:
+    """Tell whether a request comes from no web page, or from one of ours.
+
+    Of WebSockets browsers do not ask before, and show what comes to any page that opens one.
+    """
+    origin = request.headers.get(hdrs.ORIGIN)
+    return origin is None or origin.partition("://")[2].lower() == request.host.lower()
 
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
@@ -180,7 +195,14 @@ _MALFORMED = _raw_answer(HTTPStatus.BAD_REQUEST)
 class GuardedConnection(web.RequestHandler):
     """A client's connection: bounded in number and time, silent about the server."""
 
-    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        streams: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`streams` tells how many of the connections are live streams, which have a limit of
+        their own."""
         super().__init__(
             manager,
             loop=loop,
@@ -193,11 +215,12 @@ class GuardedConnection(web.RequestHandler):
             logger=log,
         )
         self._clients = manager
+        self._streams = streams
         self._malformed: web.Response | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or drop it when too many are open."""
-        if len(self._clients.connections) >= CONNECTIONS_MAX:
+        if len(self._clients.connections) - self._streams() >= CONNECTIONS_MAX:
             _abort(transport)
             return
         # Closing waits until all is sent; the kernel ends the wait for a client that never reads.

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from tradecore import metrics
 from tradecore.errors import UsageError
 from tradecore.http import health, security
+from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,20 @@ class SideServer:
     Raises UsageError from `start` when the address cannot be used.
     """
 
-    def __init__(self, host: str, port: int, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        snapshot: Callable[[], Snapshot],
+        streams: Streams | None = None,
+    ) -> None:
+        self._streams = streams
         self._host = host
         self._port = port
         self._snapshot = snapshot
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
-        self.routes = (
+        self.routes: tuple[Route, ...] = (
             Route("/", "this list", self._index),
             Route("/health", "state of the whole daemon; 503 when not ready", self._health),
             Route("/health/db", "state of the database; 503 while it is away", self._database),
@@ -48,6 +56,11 @@ class SideServer:
             Route("/live", "200: the event loop turns", self._live),
             Route("/metrics", "Prometheus and OpenMetrics exposition", self._metrics),
         )
+        if streams is not None:
+            self.routes += (
+                Route("/ws", "live streams as of the venue, /ws/<stream>/<stream>", streams.accept),
+                Route("/stream", "the same combined, ?streams=<stream>/<stream>", streams.accept),
+            )
 
     @property
     def port(self) -> int:
@@ -66,14 +79,19 @@ class SideServer:
         )
         app.on_response_prepare.append(security.set_headers)
         app.add_routes([web.get(route.path, route.answer) for route in self.routes])
+        if self._streams is not None:
+            app.add_routes([web.get("/ws/{streams:.*}", self._streams.accept)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_LIMIT_S)
         await self._runner.setup()
         manager = self._runner.server
         assert manager is not None
         loop = asyncio.get_running_loop()
+        streams = self._streams
         try:
             self._listener = await loop.create_server(
-                lambda: security.GuardedConnection(manager, loop),
+                lambda: security.GuardedConnection(
+                    manager, loop, lambda: streams.open if streams is not None else 0
+                ),
                 self._host,
                 self._port,
                 backlog=security.CONNECTIONS_MAX,
@@ -90,6 +108,8 @@ class SideServer:
         self._listener = self._runner = None
         if listener is not None:
             listener.close()
+        if self._streams is not None:
+            await self._streams.close()
         if runner is not None:
             await runner.cleanup()
 
