@@ -25,11 +25,11 @@ TO_DO = """
 SELECT s.symbol, k.timestamp AS open_time
 FROM audit_state AS s
 CROSS JOIN LATERAL (
-    SELECT coalesce(
+    SELECT greatest((SELECT ledger_from FROM store_state), coalesce(
         s.audited_through,
         (SELECT date_trunc('minute', first_time) FROM trade_coverage
          WHERE symbol = s.symbol ORDER BY first_id LIMIT 1),
-        $2::timestamptz - interval '1 day') AS since
+        $2::timestamptz - interval '1 day')) AS since
 ) AS f
 CROSS JOIN LATERAL (
     SELECT timestamp FROM klines

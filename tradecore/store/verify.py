@@ -3,6 +3,7 @@
 The whole table is read once, in pieces of time of about a million rows, each sorted by id on the
 server, which answers with unbroken runs of ids. What the runs and the ledger do not have in common
 is the difference, to the id. All of it sees one snapshot, so that a daemon may write meanwhile.
+Below the retention horizon nothing is counted: what still lies there is about to be dropped.
 """
 
 from collections import defaultdict
@@ -38,6 +39,12 @@ _REPEATED = """
 SELECT trade_id FROM raw_trades
 WHERE timestamp >= $1 AND timestamp < $2 AND symbol = $3 AND trade_id BETWEEN $4 AND $5
 GROUP BY trade_id HAVING count(*) > 1 ORDER BY trade_id LIMIT $6
+"""
+# Of raw_trades as well, so that none of its days is dropped under this snapshot.
+_HORIZON = """
+SELECT CASE WHEN isfinite(ledger_from) THEN ledger_from END,
+       (SELECT min(timestamp) FROM raw_trades WHERE timestamp >= ledger_from)
+FROM store_state
 """
 _LEDGER = """
 SELECT symbol, first_id, last_id, first_time, last_time FROM trade_coverage
@@ -123,7 +130,9 @@ class VerifyReport:
     expected_rows: int = 0
     """By the ledger."""
     rows: int = 0
-    """In the table."""
+    """In the table, from `horizon` on."""
+    horizon: datetime | None = None
+    """What is older is not part of the record any more; None: there is no horizon."""
     holes: list[Hole] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     """At most MAX_LISTED, by symbol and id."""
@@ -172,28 +181,36 @@ async def verify(
             f"SET LOCAL statement_timeout = '{_PIECE_LIMIT_S}s'; SET LOCAL work_mem = '128MB'"
         )
         try:
+            row = await conn.fetchrow(_HORIZON, timeout=_PIECE_LIMIT_S)
             ledger = await conn.fetch(_LEDGER, symbol, timeout=_PIECE_LIMIT_S)
             history = await conn.fetch(_HISTORY, symbol, timeout=_PIECE_LIMIT_S)
             marks = await conn.fetch(_WRONG_MARKS, symbol, timeout=_PIECE_LIMIT_S)
-        except asyncpg.UndefinedTableError as exc:
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as exc:
             raise StoreError(f"{exc}: run `tradecore migrate`") from exc
+        assert row is not None
+        horizon: datetime | None = row[0]
         ranges: dict[str, list[_Range]] = defaultdict(list)
+        stubs: dict[str, set[int]] = defaultdict(set)
         for row in ledger:
             ranges[row["symbol"]].append(_Range(*row[1:]))
+            if horizon is not None and row["first_time"] < horizon:
+                stubs[row["symbol"]].add(row["first_id"])
         holes: dict[str, list[tuple[Span, bool]]] = defaultdict(list)
         for row in history:
             span = Span(row["first_id"], row["last_id"])
             holes[row["symbol"]].append((span, row["state"] == "absent"))
         report = VerifyReport(
             ranges=len(ledger),
-            expected_rows=sum(row["last_id"] - row["first_id"] + 1 for row in ledger),
+            expected_rows=sum(row["last_id"] - row["first_id"] + 1 for row in ledger)
+            - sum(map(len, stubs.values())),
+            horizon=horizon,
         )
         wrong_marks: dict[str, list[Span]] = defaultdict(list)
         for row in marks:
             wrong_marks[row["symbol"]].append(Span(row["trade_id"], row["trade_id"]))
         runs, repeated = await _count(conn, symbol, _piece(ledger), report, progress)
         for name in sorted({*ranges, *runs, *holes, *wrong_marks}):
-            _compare(report, name, ranges[name], runs[name], repeated[name])
+            _compare(report, name, ranges[name], stubs[name], runs[name], repeated[name])
             _compare_history(report, name, ranges[name], holes[name])
             report._add("mark", name, wrong_marks[name])
         report.symbols = len({*ranges, *runs})
@@ -223,7 +240,7 @@ async def _count(
     """Read the table once; return its runs of ids and its repeated ids, by symbol."""
     runs: dict[str, list[_Range]] = defaultdict(list)
     repeated: dict[str, list[Span]] = defaultdict(list)
-    begin = datetime(1970, 1, 1, tzinfo=UTC)
+    begin = report.horizon or datetime(1970, 1, 1, tzinfo=UTC)
     while True:
         first = await conn.fetchval(
             "SELECT min(timestamp) FROM raw_trades WHERE timestamp >= $1",
@@ -232,6 +249,7 @@ async def _count(
         )
         if first is None:
             return runs, repeated
+        # Pieces are parts of a day, and the horizon is a midnight.
         begin = first - (first - datetime(1970, 1, 1, tzinfo=UTC)) % piece
         end = begin + piece
         suspects = []
@@ -257,18 +275,27 @@ def _compare(
     report: VerifyReport,
     symbol: str,
     ranges: list[_Range],
+    stubs: set[int],
     runs: list[_Range],
     repeated: list[Span],
 ) -> None:
-    """Report how the runs of one symbol differ from its ranges."""
+    """Report how the runs of one symbol differ from its ranges.
+
+    `stubs`: ids at which a range begins and that have no row any more, by retention.
+    """
     runs.sort()
     repeated += _overlaps(runs)
-    stored, covered = _merge(runs), _merge(ranges)
     report._add("ledger", symbol, _touching(ranges))
+    ranges = [
+        one._replace(first_id=one.first_id + (one.first_id in stubs))
+        for one in ranges
+        if one.first_id not in stubs or one.first_id < one.last_id
+    ]
+    stored, covered = _merge(runs), _merge(ranges)
     report._add("duplicate", symbol, _merge(sorted(repeated)))
     report._add("missing", symbol, _subtract(covered, stored))
     report._add("stray", symbol, _subtract(stored, covered))
-    report._add("time", symbol, _wrong_times(ranges, runs))
+    report._add("time", symbol, _wrong_times(ranges, runs, report.horizon))
 
 
 def _merge(ranges: Iterable[_Range | Span]) -> list[Span]:
@@ -321,10 +348,11 @@ def _subtract(spans: list[Span], others: list[Span]) -> list[Span]:
     return left
 
 
-def _wrong_times(ranges: list[_Range], runs: list[_Range]) -> list[Span]:
+def _wrong_times(ranges: list[_Range], runs: list[_Range], horizon: datetime | None) -> list[Span]:
     """Return the ranges whose times are not the least and greatest of their rows.
 
-    A range that lacks rows is left out: it is reported for that.
+    A range that lacks rows is left out: it is reported for that. The first time of one that begins
+    below the horizon is that of a row which is gone.
     """
     wrong: list[Span] = []
     at = 0
@@ -338,6 +366,8 @@ def _wrong_times(ranges: list[_Range], runs: list[_Range]) -> list[Span]:
         rows = sum(run.last_id - run.first_id + 1 for run in inside)
         if rows == item.last_id - item.first_id + 1:
             first_time = min(run.first_time for run in inside)
+            if horizon is not None and item.first_time < horizon:
+                first_time = item.first_time
             last_time = max(run.last_time for run in inside)
             if (first_time, last_time) != (item.first_time, item.last_time):
                 wrong.append(Span(item.first_id, item.last_id))
