@@ -32,6 +32,7 @@ from tradecore.feed.feed import Feed
 from tradecore.feed.gate import Gate
 from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
+from tradecore.hole_news import HoleNews
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
 from tradecore.observer import Observer, Parts
@@ -125,6 +126,10 @@ class Supervisor:
         self._roster = Roster(
             settings, self._ring, self._capture, self._feed, self._on_added, self._on_changed
         )
+        self._streams = Streams(
+            self._capture, lambda: Captured(self._roster.symbols, self._roster.streams)
+        )
+        self._news = HoleNews(self._store, self._streams.holes_wanted, self._streams.tell_hole)
         self._backfill = Backfill(
             self._store,
             client,
@@ -135,6 +140,7 @@ class Supervisor:
             ),
             grace=self._grace_s,
             paused=self._is_busy,
+            on_progress=self._news.changed,
         )
         self._continuity = Continuity(
             self._capture,
@@ -152,7 +158,7 @@ class Supervisor:
             self._store,
             FlushPolicy(settings.batch_size, settings.batch_timeout_ms / 1e3),
             after_release=self._pressure.after_release,
-            on_opened=self._backfill.wake,
+            on_opened=self._on_opened,
         )
         self._auditor = Auditor(
             self._store,
@@ -169,9 +175,6 @@ class Supervisor:
             self._sharing = Sharing(
                 leases, settings.shards, self._roster.share, self._reaches_venue
             )
-        self._streams = Streams(
-            self._capture, lambda: Captured(self._roster.symbols, self._roster.streams)
-        )
         self._observer = Observer(
             settings,
             Parts(
@@ -232,6 +235,7 @@ class Supervisor:
             "continuity": self._watch_continuity(),
             "backfill": self._backfill.run(),
             "auditor": self._auditor.run(),
+            "news": self._news.run(),
             "candles": self._refresher.run(),
         }
         if self._sharing is not None:
@@ -289,6 +293,10 @@ class Supervisor:
             )
 
     # -- what the parts ask of each other ------------------------------------------------------
+
+    def _on_opened(self, holes: Sequence[tuple[str, int, int]]) -> None:
+        self._backfill.wake(holes)
+        self._news.opened(holes)
 
     async def _watch_continuity(self) -> None:
         """Hold the ledger against the venue as soon as it can be read, then go on watching."""

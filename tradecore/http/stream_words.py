@@ -171,8 +171,10 @@ def shutdown_event(time: int, combined: bool) -> bytes:
     return b'{"stream":"!serverShutdown","data":%s}' % payload if combined else payload
 
 
-def hole_event(time: int, symbol: str, state: str, span: tuple[int, int], cause: str) -> bytes:
+def hole_event(
+    time: int, symbol: str, first_id: int, last_id: int, cause: str, state: str
+) -> bytes:
     """Return the event of a hole in the stored ids that was opened, filled, or closed as absent."""
     return orjson.dumps(
-        {"e": HOLE, "E": time, "s": symbol, "state": state, "f": span[0], "l": span[1], "c": cause}
+        {"e": HOLE, "E": time, "s": symbol, "state": state, "f": first_id, "l": last_id, "c": cause}
     )

@@ -17,6 +17,7 @@ from tradecore.capture import Capture
 from tradecore.http import security, stream_words
 from tradecore.schema import STREAM_KLINE, STREAM_TICKER, STREAM_TRADE
 from tradecore.snapshot import FanOut
+from tradecore.store.holes import HoleFate
 
 if TYPE_CHECKING:
     from tradecore._broadcast import Broadcast, Key
@@ -137,16 +138,16 @@ class Streams:
         else:
             self.holes_wanted.clear()
 
-    def announce_hole(self, symbol: str, state: str, span: tuple[int, int], cause: str) -> None:
-        """Tell those who want to know that a hole was opened, filled, or closed as absent."""
+    def tell_hole(self, hole: HoleFate) -> None:
+        """Tell those who want to know what has become of a hole."""
         if self._broadcast is None:
             return
         now_us = clock.wall_ns() // 1000
-        names = f"{stream_words.lower(symbol)}@{stream_words.HOLE}", stream_words.ALL_HOLES
+        names = f"{stream_words.lower(hole.symbol)}@{stream_words.HOLE}", stream_words.ALL_HOLES
         self._broadcast.announce(
             names,
-            stream_words.hole_event(now_us // 1000, symbol, state, span, cause),
-            stream_words.hole_event(now_us, symbol, state, span, cause),
+            stream_words.hole_event(now_us // 1000, *hole),
+            stream_words.hole_event(now_us, *hole),
         )
 
     def announce_shutdown(self) -> None:

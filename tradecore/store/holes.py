@@ -64,6 +64,19 @@ FROM (
 ) AS h LEFT JOIN LATERAL ({_BELOW}) AS below ON true
 """
 
+_NEWEST_OPEN = """
+SELECT symbol, first_id, last_id, cause, state FROM trade_gaps WHERE state = 'open'
+ORDER BY id DESC LIMIT $1
+"""
+
+_FATES = """
+SELECT symbol, first_id, last_id, cause, state FROM (
+    (SELECT * FROM trade_gaps WHERE symbol = $1 AND first_id < $2 ORDER BY first_id DESC LIMIT 1)
+    UNION ALL
+    (SELECT * FROM trade_gaps WHERE symbol = $1 AND first_id BETWEEN $2 AND $3)
+) AS g WHERE last_id >= $2 ORDER BY first_id
+"""
+
 COUNT_OPEN = "SELECT count(*) FROM trade_gaps WHERE state = 'open'"
 
 _BOUNDS = f"""
@@ -100,6 +113,17 @@ class OpenHole(NamedTuple):
         return self.last_id - self.first_id + 1
 
 
+class HoleFate(NamedTuple):
+    """A row of trade_gaps: ids that were missing, and what has become of them."""
+
+    symbol: str
+    first_id: int
+    last_id: int
+    cause: str
+    state: str
+    """"open", "filled" or "absent"."""
+
+
 class Bounds(NamedTuple):
     """The least and the greatest stored id of a symbol, and time, in microseconds since 1970."""
 
@@ -134,6 +158,18 @@ async def open_holes(
 ) -> list[OpenHole]:
     """Return at most `limit` open holes, those with the newest trade above first."""
     return [OpenHole(*row) for row in await conn.fetch(_OPEN_HOLES, symbol, limit)]
+
+
+async def newest_open(conn: asyncpg.Connection, limit: int) -> list[HoleFate]:
+    """Return at most `limit` open holes, those that were detected last first."""
+    return [HoleFate(*row) for row in await conn.fetch(_NEWEST_OPEN, limit)]
+
+
+async def hole_fates(
+    conn: asyncpg.Connection, symbol: str, first_id: int, last_id: int
+) -> list[HoleFate]:
+    """Return the rows that have any of the ids first_id..last_id, as they are written."""
+    return [HoleFate(*row) for row in await conn.fetch(_FATES, symbol, first_id, last_id)]
 
 
 async def hole_times(

@@ -197,6 +197,14 @@ class Store:
         """Return at most `limit` open holes, those with the newest trade above first."""
         return await self._read(lambda conn: holes.open_holes(conn, symbol, limit))
 
+    async def newest_open(self, limit: int) -> list[holes.HoleFate]:
+        """Return at most `limit` open holes, those that were detected last first."""
+        return await self._read(lambda conn: holes.newest_open(conn, limit))
+
+    async def hole_fates(self, symbol: str, first_id: int, last_id: int) -> list[holes.HoleFate]:
+        """Return what has become of the ids first_id..last_id that were missing."""
+        return await self._read(lambda conn: holes.hole_fates(conn, symbol, first_id, last_id))
+
     async def hole_times(
         self, symbol: str, spans: Sequence[tuple[int, int]]
     ) -> dict[int, tuple[int, int]]:
