@@ -127,6 +127,37 @@ async def open_pool(
     )
 
 
+async def open_reading_pool(dsn: str | Dsn, size: int, limit_s: float) -> asyncpg.Pool:
+    """Open a pool of at most `size` connections that only answer questions, one statement at once.
+
+    It connects when somebody asks, and hangs up after a quiet minute. `limit_s`: how long the
+    server works on a statement. The planner is kept to the indexes, and nothing is reset between
+    two questions, which would cost a trip to the server. Raises StoreError for a wrong DSN.
+    """
+    arguments = _arguments(dsn, limit_s + 1.0, min(CONNECT_LIMIT_S, limit_s))
+    arguments["server_settings"] |= {
+        "application_name": "tradecore reader",
+        "default_transaction_read_only": "on",
+        "statement_timeout": f"{round(limit_s * 1000)}ms",
+        "lock_timeout": "1s",
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "max_parallel_workers_per_gather": "0",
+    }
+    return await asyncpg.create_pool(
+        min_size=0,
+        max_size=size,
+        max_inactive_connection_lifetime=60.0,
+        reset=_keep,
+        **arguments,
+    )
+
+
+async def _keep(_conn: asyncpg.Connection) -> None:
+    """Leave a connection as it is."""
+
+
 async def connect(
     dsn: str | Dsn,
     *,
