@@ -51,6 +51,7 @@ HEALTHY = Snapshot(
         reachable=True,
         away_s=None,
         server_version="18.6",
+        edition="timescale-community",
         level="plain",
         schema_version=3,
         last_error=None,

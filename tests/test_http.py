@@ -177,6 +177,7 @@ async def test_health_tells_everything():
             "reachable": True,
             "away_s": None,
             "server_version": "18.6",
+            "edition": "timescale-community",
             "level": "plain",
             "schema_version": 3,
             "last_error": None,

@@ -205,6 +205,7 @@ def _dsn_warnings(settings: Settings) -> tuple[str, ...]:
 async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
     from tradecore.store.migrate import check
     from tradecore.store.pool import describe_server
+    from tradecore.store.raise_level import possible_level
 
     server = await describe_server(connection)
     text = f"PostgreSQL {server.version}, edition {server.edition}"
@@ -224,7 +225,15 @@ async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
             text = f"{len(state.pending)} migrations pending"
             yield Finding("warn", "schema", text, "`run` applies them unless AUTO_MIGRATE=off")
         else:
-            yield Finding("ok", "schema", f"up to date ({state.applied[-1]})")
+            yield Finding("ok", "schema", f"up to date ({state.applied[-1]}), level {state.level}")
+            possible = await possible_level(connection)
+            if possible != state.level:
+                yield Finding(
+                    "warn",
+                    "schema",
+                    f"the tables are of level {state.level} and the server can do {possible}",
+                    "`tradecore migrate --raise-level` moves them; it copies what is stored",
+                )
     samples = []
     for _ in range(_CLOCK_SAMPLES):
         begin_ns = clock.wall_ns()

@@ -108,7 +108,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("check", _check, "test settings, folder, database, venue and clock")
     migrate = add("migrate", _migrate, "bring the schema up to date")
-    migrate.add_argument("--check", action="store_true", help="only say what is pending")
+    either = migrate.add_mutually_exclusive_group()
+    either.add_argument("--check", action="store_true", help="only say what is pending")
+    either.add_argument(
+        "--raise-level",
+        action="store_true",
+        help="also make the tables what the server can do by now: hypertables, aggregates",
+    )
     verify = add("verify", _verify, "recount the trades against the ledger")
     verify.add_argument("--symbol", help="only this one", metavar="SYMBOL")
     backfill = add("backfill", _backfill, "fill holes from the venue, and history before the first")
@@ -190,7 +196,11 @@ def _check(_: argparse.Namespace) -> int:
 def _migrate(options: argparse.Namespace) -> int:
     from tradecore import commands
 
-    return _until_signal(commands.migrate(_settings(quiet=True), only_check=options.check))
+    return _until_signal(
+        commands.migrate(
+            _settings(quiet=True), only_check=options.check, raise_level=options.raise_level
+        )
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:

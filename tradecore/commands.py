@@ -75,8 +75,11 @@ async def start_embedded(settings: Settings, stack: AsyncExitStack, *, make: boo
     return await server.start()
 
 
-async def migrate(settings: Settings, *, only_check: bool) -> int:
-    """Apply what is pending, or only say what is; pending ones then end with EXIT_DATABASE."""
+async def migrate(settings: Settings, *, only_check: bool, raise_level: bool = False) -> int:
+    """Apply what is pending, or only say what is; pending ones then end with EXIT_DATABASE.
+
+    With `raise_level` the tables become what the server can do by now as well.
+    """
     from tradecore.store.migrate import check
     from tradecore.store.migrate import migrate as apply
 
@@ -92,6 +95,11 @@ async def migrate(settings: Settings, *, only_check: bool) -> int:
             print(f"the schema is up to date ({state.applied[-1]}, {state.level})")
             return EXIT_OK
         applied = await apply(connection)
+        if raise_level:
+            from tradecore.store.raise_level import raise_level as lift
+
+            before, after = await lift(connection, tell=print)
+            print(f"level {before}" + (f" raised to {after}" if after != before else ": kept"))
     print(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
     return EXIT_OK
 

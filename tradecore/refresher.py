@@ -69,6 +69,7 @@ class Refresher:
         self.stats = RefreshStats()
         self._store = store
         self._slice = _SLICE
+        self._failed = False
 
     async def run(self) -> None:
         """Refresh for ever; what fails is tried again with growing pauses."""
@@ -78,6 +79,7 @@ class Refresher:
             try:
                 await self._round()
             except TransientStoreError as error:
+                self._failed = True
                 self.stats.failures += 1
                 # When the database is away the flusher says so.
                 level = logging.WARNING if self._store.is_open else logging.DEBUG
@@ -88,18 +90,20 @@ class Refresher:
                 )
                 await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
                 continue
+            self._failed = False
             backoff.reset()
             took_s = (clock.mono_ns() - began_ns) / 1e9
             await asyncio.sleep(max(INTERVAL_S - took_s, took_s / _DUTY - took_s, 0.0))
 
     async def _round(self) -> None:
         """Bring what is due up to date, unless another daemon is at it."""
-        pool, kind = self._store.pool, self._store.candle_kind
         try:
-            async with pool.acquire(timeout=10) as conn:
+            async with self._store.pool.acquire(timeout=10) as conn:
+                if self._failed:
+                    await self._store.read_level(conn)
                 if await conn.fetchval(TRY_TO_REFRESH):
                     await conn.execute(_SETTINGS)
-                    await self._refresh_all(conn, kind)
+                    await self._refresh_all(conn, self._store.candle_kind)
         except TROUBLE as exc:
             raise as_transient(exc, "refresh candles") from exc
 

@@ -82,8 +82,10 @@ class DatabaseState:
     away_s: float | None
     """Seconds since it was last reachable (or since the start); None while it is reachable."""
     server_version: str | None
-    level: str | None
+    edition: str | None
     """"plain", "timescale-apache" or "timescale-community"; None until it was asked."""
+    level: str | None
+    """What the tables are: "plain", "apache" or "community"; the server may be able to do more."""
     schema_version: int | None
     last_error: str | None
 

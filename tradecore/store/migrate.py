@@ -8,7 +8,7 @@ import hashlib
 import importlib.resources
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -65,15 +65,21 @@ class Migration:
 
     def render(self, level: Level) -> str:
         """Return the statements for `level`: the lines under its marks and under "any"."""
-        lines, current = [], "any"
+        return "\n".join(line for mark, line in self._marked() if level in _MARKS[mark])
+
+    def render_only(self, mark: str) -> str:
+        """Return the lines under one mark."""
+        return "\n".join(line for found, line in self._marked() if found == mark)
+
+    def _marked(self) -> Iterator[tuple[str, str]]:
+        current = "any"
         for line in self.text.splitlines():
             if mark := re.fullmatch(r"-- level: (\w+)", line.strip()):
                 current = mark[1]
                 if current not in _MARKS:
                     raise ValueError(f"{self.name}: unknown level {current!r}")
-            elif level in _MARKS[current]:
-                lines.append(line)
-        return "\n".join(lines)
+            else:
+                yield current, line
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +197,7 @@ async def bring_up_to_date(conn: asyncpg.Connection, *, auto_migrate: bool) -> l
 async def _apply(conn: asyncpg.Connection, migration: Migration, ours: list[Migration]) -> bool:
     """Run one file under the lock; return False when another process was first."""
     async with conn.transaction(isolation="read_committed"):
-        await conn.execute(
-            f"SET LOCAL lock_timeout = '{_LOCK_LIMIT_S}s';"
-            f" SET LOCAL statement_timeout = '{_RUN_LIMIT_S}s';"
-            " SET LOCAL idle_in_transaction_session_timeout = '60s'"
-        )
-        await conn.execute(
-            "SELECT pg_advisory_xact_lock($1, hashtext(current_schema()))",
-            _LOCK_KEY,
-            timeout=_LOCK_LIMIT_S + 10,
-        )
+        await lock_schema(conn)
         history = await _history(conn)
         level = await detect_level(conn)
         state = _compare(ours, history, level)
@@ -220,6 +217,20 @@ async def _apply(conn: asyncpg.Connection, migration: Migration, ours: list[Migr
             migration.checksum,
         )
         return True
+
+
+async def lock_schema(conn: asyncpg.Connection, *, run_limit_s: int = _RUN_LIMIT_S) -> None:
+    """Let this transaction alone change the schema; its statements may take `run_limit_s`."""
+    await conn.execute(
+        f"SET LOCAL lock_timeout = '{_LOCK_LIMIT_S}s';"
+        f" SET LOCAL statement_timeout = '{run_limit_s}s';"
+        " SET LOCAL idle_in_transaction_session_timeout = '60s'"
+    )
+    await conn.execute(
+        "SELECT pg_advisory_xact_lock($1, hashtext(current_schema()))",
+        _LOCK_KEY,
+        timeout=_LOCK_LIMIT_S + 10,
+    )
 
 
 def _compare(

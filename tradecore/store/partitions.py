@@ -60,8 +60,12 @@ class Partitions:
             if known is None:
                 return
             missing = sorted(wanted - known)
-            for at in range(0, len(missing), _DAYS_PER_TRANSACTION):
-                known |= await _create(conn, table, missing[at : at + _DAYS_PER_TRANSACTION])
+            try:
+                for at in range(0, len(missing), _DAYS_PER_TRANSACTION):
+                    known |= await _create(conn, table, missing[at : at + _DAYS_PER_TRANSACTION])
+            except StoreError:
+                self.forget(table)  # it may be another kind of table by now
+                raise
 
     def forget(self, table: str) -> None:
         """Look again at the next call: a partition was dropped, or a row found none (23514)."""

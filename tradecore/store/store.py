@@ -109,8 +109,7 @@ class Store:
                     "SELECT max(version) FROM schema_migrations"
                 )
                 self.server = await describe_server(conn)
-                self.level = await detect_level(conn)
-                self.candle_kind = await read_kind(conn, self.level)
+                await self.read_level(conn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             if pool is not None:
                 pool.terminate()
@@ -132,6 +131,11 @@ class Store:
                 "version": self.server.version,
             },
         )
+
+    async def read_level(self, conn: asyncpg.Connection) -> None:
+        """Look at what the tables are; they may have been raised to another level."""
+        self.level = await detect_level(conn)
+        self.candle_kind = await read_kind(conn, self.level)
 
     async def _opened(self) -> Sink:
         """Return the sink; a failure to open is one to try again, however it looks."""
