@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from tradecore.store.ledger import Range, join
+from tradecore.store.ledger import MAX_ID, Range, join
 from tradecore.store.statements import LOCK_OUT_WRITERS, columns_of
 from tradecore.store.trimming import (
     Gone,
@@ -97,7 +97,7 @@ GROUP BY t.symbol
 
 _LOCK_ALL = "SELECT FROM trade_symbols ORDER BY symbol FOR UPDATE"
 _NEXT_RANGES = """
-SELECT n.symbol, min(c.first_id)
+SELECT n.symbol, min(c.first_id), max(c.last_id)
 FROM unnest($1::text[]) AS n (symbol)
 JOIN trade_coverage AS c ON c.symbol = n.symbol AND c.first_time >= $2::timestamptz
 GROUP BY n.symbol
@@ -399,44 +399,47 @@ async def _look_closely(
 
 
 async def _write(conn: asyncpg.Connection, horizon: datetime, trimmed: dict[str, Trimmed]) -> None:
+    """Put what is left in the place of what was, with the stubs that are needed."""
     if not trimmed:
         return
-    above = dict(await conn.fetch(_NEXT_RANGES, list(trimmed), horizon))
-    lowest = {
-        symbol: min([one.first_id for one in part.left] + [above.get(symbol, 2**63 - 1)])
-        for symbol, part in trimmed.items()
-    }
-    cut = {
-        symbol: part.cut_below(lowest[symbol])
-        for symbol, part in trimmed.items()
-        if lowest[symbol] > part.ranges[0].first_id
-    }
-    stubs = {symbol for symbol in cut if symbol not in above and not trimmed[symbol].left}
-    doubtful = [
-        (symbol, one.last_id, lowest[symbol])
-        for symbol, one in cut.items()
-        if symbol not in stubs and one.last_id + 1 < lowest[symbol]
-    ]
+    above = {row[0]: row[1:] for row in await conn.fetch(_NEXT_RANGES, list(trimmed), horizon)}
+    lowest: dict[str, int] = {}
+    stubs: dict[str, set[Range]] = {symbol: set() for symbol in trimmed}
+    doubtful: list[tuple[str, int, int]] = []
+    for symbol, part in trimmed.items():
+        firsts = [one.first_id for one in part.left]
+        lasts = [one.last_id for one in part.left]
+        if symbol in above:
+            firsts.append(above[symbol][0])
+            lasts.append(above[symbol][1])
+        lowest[symbol] = min(firsts, default=MAX_ID)
+        newest = part.ranges[-1].last_id
+        if newest > max(lasts, default=-1):
+            stubs[symbol].add(part.cut_below(newest + 1))  # the greatest id of all stays known
+        elif lowest[symbol] > part.ranges[0].first_id:
+            below = part.cut_below(lowest[symbol]).last_id
+            if below + 1 < lowest[symbol]:
+                doubtful.append((symbol, below, lowest[symbol]))
     if doubtful:
-        stubs.update(row[0] for row in await conn.fetch(_OPEN_GAPS, *columns_of(doubtful)))
+        for (symbol,) in await conn.fetch(_OPEN_GAPS, *columns_of(doubtful)):
+            stubs[symbol].add(trimmed[symbol].cut_below(lowest[symbol]))
     added: list[tuple[Any, ...]] = []
     gaps: list[tuple[Any, ...]] = []
-    below: list[tuple[Any, ...]] = []
+    below_all: list[tuple[Any, ...]] = []
     marks: list[tuple[Any, ...]] = []
-    before_us = _us(horizon) - 1
     for symbol, part in trimmed.items():
-        if symbol in stubs:
-            last = cut[symbol]
-            stub_us = min(last.last_us, before_us)
-            added.append((symbol, last.last_id, last.last_id, stub_us, stub_us))
+        ids = {one.last_id for one in stubs[symbol]}
+        for one in stubs[symbol]:
+            stub_us = min(one.last_us, _us(horizon) - 1)
+            added.append((symbol, one.last_id, one.last_id, stub_us, stub_us))
         added += [(symbol, *one) for one in part.left]
-        gaps += [(symbol, *span) for span in lost_spans(part, lowest[symbol])]
-        below.append((symbol, cut[symbol].last_id if symbol in stubs else lowest[symbol]))
+        gaps += [(symbol, *span) for span in lost_spans(part, lowest[symbol], ids)]
+        below_all.append((symbol, min(ids | {lowest[symbol]})))
         marks.append((symbol, part.ranges[-1].last_id))
     await conn.execute(_REMOVE_RANGES, horizon)
     if added:
         await conn.execute(_ADD_RANGES, *columns_of(added))
-    await conn.execute(_REMOVE_GAPS, *columns_of(below))
+    await conn.execute(_REMOVE_GAPS, *columns_of(below_all))
     if gaps:
         evidence = json.dumps({"source": "retention", "horizon": horizon.isoformat()})
         await conn.execute(_ADD_GAPS, *columns_of(gaps), evidence)

@@ -9,7 +9,7 @@ Times ascend with the ids, practically always. That they do here is proven by co
 rows below the horizon as there are ids up to the greatest of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from tradecore.store.ledger import Range, Span
@@ -93,8 +93,11 @@ def is_short(low: Low) -> bool:
     return low.range.last_us - low.first_us < SLACK_US
 
 
-def lost_spans(trimmed: Trimmed, lowest_id: int) -> list[Span]:
-    """Return the ids above `lowest_id` that are cut: ids of later trades are below them."""
+def lost_spans(trimmed: Trimmed, lowest_id: int, stubs: Collection[int] = ()) -> list[Span]:
+    """Return the ids above `lowest_id` that are cut, while some below them are not.
+
+    Without those of `stubs`, each the last id of its range or right below one that is left.
+    """
     lost: list[Span] = []
     for one in trimmed.ranges:
         first_id = max(one.first_id, lowest_id)
@@ -103,9 +106,8 @@ def lost_spans(trimmed: Trimmed, lowest_id: int) -> list[Span]:
                 break
             if kept.last_id < first_id:
                 continue
-            if first_id < kept.first_id:
-                lost.append(Span(first_id, kept.first_id - 1))
+            lost.append(Span(first_id, kept.first_id - 1))
             first_id = kept.last_id + 1
-        if first_id <= one.last_id:
-            lost.append(Span(first_id, one.last_id))
-    return lost
+        lost.append(Span(first_id, one.last_id))
+    spans = (Span(one.first_id, one.last_id - (one.last_id in stubs)) for one in lost)
+    return [one for one in spans if one.first_id <= one.last_id]
