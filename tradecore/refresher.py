@@ -33,9 +33,12 @@ SETTLE = timedelta(seconds=5)
 
 _AHEAD = timedelta(minutes=1)  # trades may be ahead of the server's clock by so much
 
+_PAST_S = 1.0
+"""Of each round for old minutes, at most one slice more."""
+
 _SLICE = timedelta(hours=1)
 _SLICE_MIN, _SLICE_MAX = timedelta(minutes=1), timedelta(days=30)
-_SLICE_S = 1.0
+_SLICE_S = 0.5
 """How long one slice of old minutes shall take: slices shrink and grow to that."""
 
 _RETRY_S, _RETRY_CAP_S = 0.5, 30.0
@@ -70,6 +73,7 @@ class Refresher:
         self._store = store
         self._slice = _SLICE
         self._failed = False
+        self._present_s = 0.0
 
     async def run(self) -> None:
         """Refresh for ever; what fails is tried again with growing pauses."""
@@ -93,7 +97,8 @@ class Refresher:
             self._failed = False
             backoff.reset()
             took_s = (clock.mono_ns() - began_ns) / 1e9
-            await asyncio.sleep(max(INTERVAL_S - took_s, took_s / _DUTY - took_s, 0.0))
+            # Half of the time at most for the past, so that it never crowds out the trades.
+            await asyncio.sleep(max(INTERVAL_S - took_s, self._present_s / _DUTY, took_s / 2))
 
     async def _round(self) -> None:
         """Bring what is due up to date, unless another daemon is at it."""
@@ -114,13 +119,15 @@ class Refresher:
             await refresh(conn, kind, through, now + _AHEAD, raw_from=raw_from, closed=through)
         self.stats.refreshed_ns = clock.mono_ns()
         self.stats.rounds += 1
-        self.stats.duration_sum_s += (self.stats.refreshed_ns - began_ns) / 1e9
-        ids, spans = await read_waiting(conn)
-        if spans:
-            first, end = self._last_slice(spans)
-            await self._refresh_slice(conn, kind, ids, (first, end), raw_from, through)
-        done = (end - first) if spans else timedelta()
-        self.stats.minutes_waiting = max(0, _minutes(spans) - int(done.total_seconds()) // 60)
+        self._present_s = (self.stats.refreshed_ns - began_ns) / 1e9
+        self.stats.duration_sum_s += self._present_s
+        while True:
+            ids, spans = await read_waiting(conn)
+            self.stats.minutes_waiting = _minutes(spans)
+            if not spans or clock.mono_ns() - began_ns > _PAST_S * 1e9:
+                return
+            window = self._last_slice(spans)
+            await self._refresh_slice(conn, kind, ids, window, raw_from, through)
 
     def _last_slice(self, spans: list[tuple[datetime, datetime]]) -> tuple[datetime, datetime]:
         """Return the newest part of `spans`, from its first to its last minute."""
