@@ -14,6 +14,7 @@ from tradecore.simulate.proof import Proof, prove
 
 WHOLE_LIMIT_S = 150.0
 _POLL_S = 0.1
+_CANDLES_LIMIT_S = 30.0
 _AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
@@ -39,6 +40,7 @@ async def judge(arena: Arena, limit_s: float = WHOLE_LIMIT_S) -> Verdict:
     try:
         verdict.proofs = await _compared(arena, verdict)
         await _recount(arena, verdict)
+        await _hold_candles(arena, verdict)
     except _AWAY as exc:
         verdict.problems.append(f"the database does not answer: {exc!r}")
     verdict.problems += [f"{s}: {proof}" for s, proof in verdict.proofs.items() if not proof.holds]
@@ -122,6 +124,49 @@ async def _compared(arena: Arena, verdict: Verdict) -> dict[str, Proof]:
         if parked := await connection.fetchval("SELECT count(*) FROM dead_letters"):
             verdict.problems.append(f"{parked} rows were parked in dead_letters")
         return await prove(connection, await arena.exchange.truth_now(), sent)
+
+
+# A candle of a closed minute is what the trades say, or the minute is entered to be computed anew.
+# Another way than the daemon's own to compute them.
+_WRONG_CANDLES = """
+WITH raw AS (
+    SELECT symbol, date_trunc('minute', timestamp) AS bucket, count(*) AS n,
+           (array_agg(price ORDER BY trade_id))[1] AS open, max(price) AS high, min(price) AS low,
+           (array_agg(price ORDER BY trade_id DESC))[1] AS close, sum(quantity) AS volume,
+           sum(price * quantity) AS quote, sum(quantity) FILTER (WHERE side = 'BUY') AS base,
+           sum(price * quantity) FILTER (WHERE side = 'BUY') AS taker,
+           min(trade_id) AS first_id, max(trade_id) AS last_id
+    FROM raw_trades WHERE timestamp < (SELECT candles_through FROM store_state) GROUP BY 1, 2
+), kept AS (
+    SELECT symbol, bucket, trade_count, open, high, low, close, volume, quote_volume,
+           taker_buy_base_volume, taker_buy_quote_volume, first_id, last_id
+    FROM candles_1m WHERE bucket < (SELECT candles_through FROM store_state)
+)
+SELECT count(*) FROM raw FULL JOIN kept USING (symbol, bucket)
+WHERE (raw.n, raw.open, raw.high, raw.low, raw.close, raw.volume, raw.quote,
+       coalesce(raw.base, 0), coalesce(raw.taker, 0), raw.first_id, raw.last_id)
+    IS DISTINCT FROM
+      (kept.trade_count, kept.open, kept.high, kept.low, kept.close, kept.volume,
+       kept.quote_volume, kept.taker_buy_base_volume, kept.taker_buy_quote_volume, kept.first_id,
+       kept.last_id)
+"""
+
+
+async def _hold_candles(arena: Arena, verdict: Verdict) -> None:
+    """Compare the candles of closed minutes with the trades, once none waits."""
+    try:
+        async with asyncio.timeout(_CANDLES_LIMIT_S), arena.database() as connection:
+            while True:
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    if not await connection.fetchval("SELECT count(*) FROM candle_windows"):
+                        wrong = await connection.fetchval(_WRONG_CANDLES)
+                        break
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        verdict.problems.append(f"candles were not computed within {_CANDLES_LIMIT_S:.0f} s")
+        return
+    if wrong:
+        verdict.problems.append(f"{wrong} candles are not what the trades say")
 
 
 async def _recount(arena: Arena, verdict: Verdict) -> None:
