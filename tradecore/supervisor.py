@@ -33,6 +33,7 @@ from tradecore.feed.gate import Gate
 from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.hole_news import HoleNews
+from tradecore.http.api import Api
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
 from tradecore.observer import Observer, Parts
@@ -90,6 +91,12 @@ class Supervisor:
                 self._settings.http_port,
                 self._observer.snapshot,
                 self._streams,
+                Api(
+                    self._store.reading_dsn,
+                    self._all_symbols,
+                    self._observer.snapshot,
+                ),
+                self._settings.cors_origins,
             )
             await server.start()
             stack.push_async_callback(server.stop)
@@ -349,6 +356,10 @@ class Supervisor:
             await asyncio.sleep(_ADDED_GRACE_S)
             self._added.clear()
             await self._look_back()
+
+    def _all_symbols(self) -> Sequence[str]:
+        """Return the symbols that are captured, by us or by those who share them with us."""
+        return self._settings.symbols if self._settings.shards else self._roster.symbols
 
     def _audited(self) -> Sequence[str]:
         """Return the symbols whose klines can be held against their trades."""

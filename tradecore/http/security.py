@@ -1,8 +1,9 @@
 """What every request meets before its handler, and every answer before it leaves.
 
-Only GET and HEAD, no body, a bounded rate for each peer, known Host names on a loopback bind, time
-limits on both ends, security headers on all answers, and errors as JSON that tell nothing about
-the inside.
+Only GET and HEAD, no body, a bounded rate for each peer (below /api/ the venue's weights, which are
+counted there), known Host names on a loopback bind, time limits on both ends, security headers on
+all answers, and errors as JSON that tell nothing about the inside. Pages of the origins that the
+operator names may read what is below /api/, no others.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import math
 import re
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -29,7 +30,8 @@ ANSWER_LIMIT_S = 10.0
 IDLE_LIMIT_S = 30.0
 """Longest wait for a (next) whole request on a connection."""
 CONNECTIONS_MAX = 64
-LINE_MAX_BYTES = 2048
+LINE_MAX_BYTES = 8190
+"""A request line: lists of symbols are long."""
 HEADER_MAX_BYTES = 4096
 HEADERS_MAX = 64
 
@@ -37,6 +39,7 @@ RATE_PER_S = 50.0
 RATE_BURST = 100
 PEERS_MAX = 1024
 
+API_PREFIX = "/api/"
 STREAM_PATHS = ("/ws", "/stream")
 
 UNLIMITED_PATHS = frozenset({"/live"})
@@ -59,10 +62,20 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+CORS_MAX_AGE_S = 600
+_CORS_REQUEST_HEADERS = "Content-Type, If-None-Match, X-MBX-APIKEY, X-MBX-TIME-UNIT"
+_CORS_ANSWER_HEADERS = "ETag, Retry-After, X-MBX-USED-WEIGHT, X-MBX-USED-WEIGHT-1M"
+
 
 async def set_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    """Set the security headers and drop Server; connect it to `on_response_prepare`."""
+    """Set the security headers and drop Server; connect it to `on_response_prepare`.
+
+    An answer that may be cached says so itself.
+    """
+    cached = response.headers.get(hdrs.CACHE_CONTROL)
     response.headers.update(HEADERS)
+    if cached is not None:
+        response.headers[hdrs.CACHE_CONTROL] = cached
     response.headers.popall(hdrs.SERVER, None)
 
 
@@ -75,9 +88,14 @@ def json_answer(body: dict[str, Any], status: int = 200) -> web.Response:
     )
 
 
-def error_answer(status: int, text: str = "") -> web.Response:
-    """Return an error as JSON; without `text` it carries the status's standard words only."""
+def error_answer(status: int, text: str = "", *, path: str = "") -> web.Response:
+    """Return an error as JSON; without `text` it carries the status's standard words only.
+
+    For a `path` below /api/ it has the shape that the venue's clients read (-1000: unknown error).
+    """
     phrase = HTTPStatus(status)
+    if path.startswith(API_PREFIX):
+        return json_answer({"code": -1000, "msg": text or phrase.description}, status)
     return json_answer({"error": phrase.phrase, "text": text or phrase.description}, status)
 
 
@@ -109,50 +127,99 @@ class RateLimiter:
         return 0.0 if allowed else (1.0 - tokens) / self._per_s
 
 
-def guard(bind_host: str, limiter: RateLimiter) -> Middleware:
+class Cors:
+    """Tells browsers which pages may read what is below /api/: those of `origins`, exactly."""
+
+    def __init__(self, origins: Collection[str]) -> None:
+        self._origins = frozenset(origins)
+
+    def preflight(self, request: web.Request) -> web.Response | None:
+        """Answer the question that a browser asks before a request with headers of its own."""
+        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
+        if request.method != hdrs.METH_OPTIONS or asked is None or self._of(request) is None:
+            return None
+        headers: dict[str, str] = {
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _CORS_REQUEST_HEADERS,
+            hdrs.ACCESS_CONTROL_MAX_AGE: str(CORS_MAX_AGE_S),
+        }
+        if "Access-Control-Request-Private-Network" in request.headers:
+            headers["Access-Control-Allow-Private-Network"] = "true"
+        return web.Response(status=204, headers=headers)
+
+    def allow(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let the page that asks read the answer, if it is one of them."""
+        if not self._origins or not request.path.startswith(API_PREFIX):
+            return
+        response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        if (origin := self._of(request)) is not None:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _CORS_ANSWER_HEADERS
+
+    def _of(self, request: web.Request) -> str | None:
+        origin = request.headers.get(hdrs.ORIGIN)
+        listed = origin is not None and origin.lower() in self._origins
+        return origin if listed and request.path.startswith(API_PREFIX) else None
+
+
+def guard(bind_host: str, limiter: RateLimiter, cors_origins: Collection[str] = ()) -> Middleware:
     """Return the middleware that checks each request and turns every failure into JSON.
 
     On a loopback bind the Host header must name this machine: a page in the operator's browser
     could otherwise read the answers by pointing its own name to 127.0.0.1 (DNS rebinding).
     """
+    cors = Cors(cors_origins)
     hosts = {"localhost", "127.0.0.1", "::1", bind_host} if is_loopback(bind_host) else None
 
     def refuse(request: web.Request) -> web.Response | None:
         host = request.headers.get(hdrs.HOST)
         if hosts is not None and host is not None and _host_name(host) not in hosts:
             return error_answer(421, "This Host name is not served here; use localhost.")
-        if request.path not in UNLIMITED_PATHS and (wait_s := limiter.take(request.remote or "")):
+        if _is_limited(request) and (wait_s := limiter.take(request.remote or "")):
             answer = error_answer(429)
             answer.headers[hdrs.RETRY_AFTER] = str(math.ceil(wait_s))
             return answer
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-            answer = error_answer(405, "Only GET and HEAD are served.")
+            if (answered := cors.preflight(request)) is not None:
+                return answered
+            answer = error_answer(405, "Only GET and HEAD are served.", path=request.path)
             answer.headers[hdrs.ALLOW] = "GET, HEAD"
             return answer
         if request.can_read_body:
-            return error_answer(413, "A request carries no body here.")
+            return error_answer(413, "A request carries no body here.", path=request.path)
         return None
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if (refusal := refuse(request)) is not None:
-            refusal.force_close()
+            if refusal.status != 204:
+                refusal.force_close()
+            cors.allow(request, refusal)
             return refusal
+        response = await answered(request, handler)
+        cors.allow(request, response)
+        return response
+
+    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             async with asyncio.timeout(None if _is_stream(request) else HANDLER_LIMIT_S):
                 return await handler(request)
         except TimeoutError:
             log.warning("HTTP request took too long", extra={"path": request.path})
-            return error_answer(503, "The answer took too long.")
+            return error_answer(503, "The answer took too long.", path=request.path)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return error_answer(error.status)
+            return error_answer(error.status, path=request.path)
         except Exception:
             log.exception("HTTP handler failed, a bug", extra={"path": request.path})
-            return error_answer(500)
+            return error_answer(500, path=request.path)
 
     return check
+
+
+def _is_limited(request: web.Request) -> bool:
+    return request.path not in UNLIMITED_PATHS and not request.path.startswith(API_PREFIX)
 
 
 def _is_stream(request: web.Request) -> bool:
@@ -259,5 +326,6 @@ class GuardedConnection(web.RequestHandler):
 
 
 def _abort(transport: asyncio.BaseTransport | None) -> None:
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    if transport is not None:
+        # Those of uvloop are no subclasses of asyncio's.
+        transport.abort()  # type: ignore[attr-defined]

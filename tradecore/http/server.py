@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from tradecore import metrics
 from tradecore.errors import UsageError
 from tradecore.http import health, security
+from tradecore.http.api import Api
 from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
 
@@ -40,7 +41,11 @@ class SideServer:
         port: int,
         snapshot: Callable[[], Snapshot],
         streams: Streams | None = None,
+        api: Api | None = None,
+        cors_origins: Collection[str] = (),
     ) -> None:
+        self._api = api
+        self._cors_origins = cors_origins
         self._streams = streams
         self._host = host
         self._port = port
@@ -62,6 +67,13 @@ class SideServer:
                 Route("/stream", "the same combined, ?streams=<stream>/<stream>", streams.accept),
             )
 
+        if api is not None:
+            self.routes += (
+                Route("/api/v3/exchangeInfo", "market data as of the venue, /api/v3/…", api.accept),
+                Route("/api/coverage", "what is stored and missing, ?symbol=", api.accept),
+                Route("/api/stats", "rows, sizes, days, compression, lag", api.accept),
+            )
+
     @property
     def port(self) -> int:
         """The port that is bound; of interest when the setting was 0."""
@@ -75,12 +87,15 @@ class SideServer:
         Raises UsageError when the address is taken, forbidden or not of this machine.
         """
         app = web.Application(
-            middlewares=[security.guard(self._host, security.RateLimiter())], client_max_size=0
+            middlewares=[security.guard(self._host, security.RateLimiter(), self._cors_origins)],
+            client_max_size=0,
         )
         app.on_response_prepare.append(security.set_headers)
         app.add_routes([web.get(route.path, route.answer) for route in self.routes])
         if self._streams is not None:
             app.add_routes([web.get("/ws/{streams:.*}", self._streams.accept)])
+        if self._api is not None:
+            app.add_routes([web.get("/api/{path:.*}", self._api.accept)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_LIMIT_S)
         await self._runner.setup()
         manager = self._runner.server
@@ -112,6 +127,8 @@ class SideServer:
             await self._streams.close()
         if runner is not None:
             await runner.cleanup()
+        if self._api is not None:
+            await self._api.close()
 
     async def _index(self, _request: web.Request) -> web.Response:
         routes = {route.path: route.text for route in self.routes}

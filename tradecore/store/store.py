@@ -15,7 +15,7 @@ from tradecore.errors import StoreError, TradecoreError, TransientStoreError
 from tradecore.settings import Settings
 from tradecore.store import holes, times
 from tradecore.store.candles import CandleKind, read_kind
-from tradecore.store.dsn import parse_dsn
+from tradecore.store.dsn import Dsn, parse_dsn
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.failure import as_transient
 from tradecore.store.migrate import Level, bring_up_to_date, detect_level
@@ -155,6 +155,14 @@ class Store:
     def is_open(self) -> bool:
         """Whether there is a pool; it may be that nobody answers."""
         return self._pool is not None
+
+    def reading_dsn(self) -> str | Dsn:
+        """Return where to read from; raises TransientStoreError while nothing is open."""
+        if self._pool is None:
+            raise TransientStoreError("down", f"{self.name} is not open")
+        dsn = self._embedded.dsn if self._embedded else self._dsn
+        assert dsn is not None
+        return dsn
 
     @property
     def pool(self) -> asyncpg.Pool:
