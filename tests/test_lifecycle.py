@@ -1,6 +1,12 @@
-from datetime import timedelta
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import date, timedelta
 from typing import Any
+from unittest.mock import patch
 
+import asyncpg
 import pytest
 from lifecycle_desk import (
     DAY,
@@ -11,15 +17,24 @@ from lifecycle_desk import (
     expected,
     history,
     put,
+    rows_of,
     shuffled,
     unfilled,
     us,
 )
-from store_desk import Database
+from store_desk import Database, at
 
 from tradecore._symbols import SymbolTable
+from tradecore.lifecycle import Lifecycle, LifecycleStats
+from tradecore.settings import Settings
+from tradecore.store import chunks as chunks_of
 from tradecore.store import horizon
+from tradecore.store.chunks import chunks, read_server
+from tradecore.store.migrate import detect_level
+from tradecore.store.partitions import Partitions
+from tradecore.store.store import Store
 from tradecore.store.verify import verify
+from tradecore.values import Secret
 
 pytestmark = pytest.mark.every_level
 
@@ -131,3 +146,266 @@ def test_a_clock_that_is_ahead_costs_nothing() -> None:
     state = state._replace(newest=START + 4000 * DAY)
     assert horizon.target_of(state, DAY, START + 3 * DAY) == START + 2 * DAY
     assert horizon.target_of(state, timedelta(days=1.5), START + 3 * DAY) == START + DAY
+
+
+# ---- the daemon's part ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def opened(dsn: str, **changed: Any) -> AsyncIterator[Lifecycle]:
+    """The lifecycle of a daemon with an open store."""
+    settings = Settings(database_url=Secret(dsn), db_pool_size=3, **changed)
+    store = Store(settings, SymbolTable())
+    await store.open()
+    try:
+        yield Lifecycle(store, settings)
+    finally:
+        await store.close()
+
+
+async def days_of(db: Database, table: str) -> list[date]:
+    """The days that have a partition or chunk, by the rows that can be in them."""
+    level = await detect_level(db.conn)
+    server = await read_server(db.conn, level)
+    return [one.begin.date() for one in await chunks(db.conn, server) if one.table == table]
+
+
+async def put_tickers(db: Database, days: int) -> None:
+    await Partitions().ensure(db.conn, "tickers", [(START + n * DAY).date() for n in range(days)])
+    for n in range(days):
+        await db.conn.execute(
+            "INSERT INTO tickers (timestamp, symbol, event_time) SELECT t, 'BTCUSDT', t"
+            " FROM generate_series($1::timestamptz, $2::timestamptz, '1 minute') AS t",
+            START + n * DAY,
+            START + (n + 1) * DAY - timedelta(minutes=1),
+        )
+
+
+async def test_days_below_the_horizon_are_dropped(db: Database) -> None:
+    trades = history("BTCUSDT", days=5.5, every_s=600)
+    await put(db, trades)
+    await put_tickers(db, 6)
+    await candles_done(db.conn)
+    async with opened(db.dsn, retention_s=2 * 86_400, compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        stats = lifecycle.stats
+        to = START + 3 * DAY
+        assert stats.trouble == {}
+        assert stats.horizon_us == us(to)
+        assert (stats.dropped["raw_trades"], stats.dropped["tickers"]) == (3, 3)
+        for table in ("raw_trades", "tickers"):
+            days = await days_of(db, table)
+            assert min(days) == to.date()
+            assert stats.chunks[table, "open"] == len(days)
+        await check(db, expected(trades, {}, to), to)
+        assert await db.conn.fetchval("SELECT min(timestamp) FROM tickers") == to
+        await lifecycle.round()
+        assert stats.dropped["raw_trades"] == 3
+        assert stats.rounds == 2
+
+
+async def test_off_is_off(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3, every_s=600))
+    await candles_done(db.conn)
+    before = await days_of(db, "raw_trades")
+    async with opened(db.dsn, retention_s=None, compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        assert (lifecycle.stats.trouble, lifecycle.stats.horizon_us) == ({}, None)
+    assert await days_of(db, "raw_trades") == before
+
+
+@pytest.mark.two_sessions
+async def test_one_daemon_of_several_does_it(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3.5, every_s=600))
+    await candles_done(db.conn)
+    key = "hashtext(current_schema())"
+    async with opened(db.dsn, retention_s=86_400, compress_after_s=None) as lifecycle:
+        await db.conn.fetchval(f"SELECT pg_advisory_lock({0x74636C66}, {key})")
+        await lifecycle.round()
+        assert lifecycle.stats.horizon_us is None
+        assert lifecycle.stats.chunks["raw_trades", "open"] > 0  # but it looks
+        await db.conn.fetchval(f"SELECT pg_advisory_unlock({0x74636C66}, {key})")
+        await lifecycle.round()
+        assert lifecycle.stats.horizon_us == us(START + 2 * DAY)
+
+
+@pytest.mark.two_sessions
+async def test_a_reader_delays_the_drop_and_no_writer_waits(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3.5, every_s=600))
+    await candles_done(db.conn)
+    reader = await asyncpg.connect(db.dsn)
+    symbols = SymbolTable()
+    async with opened(db.dsn, retention_s=86_400, compress_after_s=None) as lifecycle:
+        await reader.execute("BEGIN")
+        await reader.fetchval("SELECT count(*) FROM raw_trades")
+        with patch.object(chunks_of, "_DETACH_LIMIT", "2s"):
+            turn = asyncio.create_task(lifecycle.round())
+            for n in range(10):
+                async with asyncio.timeout(1.5):
+                    await put(db, [Trade("BTCUSDT", 10_000 + n, us(START + 3.6 * DAY))], symbols)
+                await asyncio.sleep(0.1)
+            await turn
+        assert lifecycle.stats.trouble == {}
+        assert lifecycle.stats.dropped.total() == 0
+        assert (await verify(db.conn)).differences == []
+        await reader.execute("ROLLBACK")
+        await lifecycle.round()
+        assert lifecycle.stats.dropped["raw_trades"] == 2
+    await reader.close()
+    assert min(await days_of(db, "raw_trades")) == (START + 2 * DAY).date()
+
+
+# ---- TimescaleDB ---------------------------------------------------------------------------------
+
+full = pytest.mark.only_levels("community", "timescale")
+
+
+async def compressed(db: Database, **changed: Any) -> LifecycleStats:
+    async with opened(db.dsn, **changed) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+        return lifecycle.stats
+
+
+@full
+async def test_past_days_are_compressed_and_stay_the_same(db: Database) -> None:
+    trades = history("BTCUSDT", days=4, every_s=20) + history("ETHUSDT", days=4, every_s=60)
+    await put(db, trades)
+    await put_tickers(db, 4)
+    before = await db.conn.fetch("SELECT * FROM raw_trades ORDER BY timestamp, symbol, trade_id")
+    stats = await compressed(db, retention_s=None, compress_after_s=86_400)
+    assert stats.chunks["tickers", "compressed"] == 4  # by us, or by a policy that works
+    assert (stats.chunks["raw_trades", "compressed"], stats.chunks["raw_trades", "open"]) == (4, 0)
+    old, new = stats.saved["raw_trades"]
+    assert 0 < new < old
+    rows = await db.conn.fetch("SELECT * FROM raw_trades ORDER BY timestamp, symbol, trade_id")
+    assert rows == before
+    await db.check_ledger()
+    await check(db, expected(trades, {}, START), START)
+
+
+@full
+async def test_backfill_into_compressed_days(db: Database) -> None:
+    """Holes in thirty compressed days are filled by one batch, again and again, and exactly."""
+    all_trades = history("BTCUSDT", days=30, every_s=150)
+    missing = [one for one in all_trades if one.trade_id % 3 == 1]
+    symbols = SymbolTable()
+    await put(db, [one for one in all_trades if one.trade_id % 3], symbols)
+    await compressed(db, retention_s=None, compress_after_s=86_400)
+    filler = [one for one in all_trades if one.trade_id % 3 == 0]
+    assert missing
+    began = time.monotonic()
+    result = await db.sink.write_trades(rows_of(filler, symbols), symbols=symbols, filled_by="rest")
+    took_s = time.monotonic() - began
+    assert (result.stored, result.duplicate, result.parked) == (len(filler), 0, 0)
+    assert took_s < 30
+    again = await db.sink.write_trades(rows_of(filler, symbols), symbols=symbols)
+    assert (again.stored, again.duplicate) == (0, len(filler))
+    await check(db, expected(all_trades, {}, START), START)
+    # One that the ledger does not know is a doubled key; the batch goes through the staging table.
+    stray = all_trades[100]._replace(symbol="ETHUSDT")
+    await db.conn.execute(
+        "INSERT INTO raw_trades (timestamp, symbol, price, quantity, side, trade_id)"
+        " VALUES ($1, 'ETHUSDT', 1, 1, 'BUY', $2)",
+        at(stray.us),
+        stray.trade_id,
+    )
+    some = [one._replace(symbol="ETHUSDT") for one in all_trades[90:110]]
+    result = await db.sink.write_trades(rows_of(some, symbols), symbols=symbols)
+    assert (result.stored, result.duplicate) == (19, 1)
+    assert (await verify(db.conn)).differences == []
+    async with opened(db.dsn, retention_s=None, compress_after_s=86_400) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.chunks["raw_trades", "compressed"] == 30  # again
+        before = lifecycle.stats.compressed["raw_trades"]
+        await put(db, [Trade("BNBUSDT", 5, all_trades[50].us)])
+        await lifecycle.round()  # at most once an hour
+        assert lifecycle.stats.compressed["raw_trades"] == before
+    assert (await verify(db.conn)).differences == []
+
+
+@full
+async def test_retention_over_compressed_days(db: Database) -> None:
+    stored, missing = [], []
+    for seed in range(20):
+        some, lacking = shuffled(seed, f"S{seed:03}USDT", START + 2 * DAY)
+        stored += some
+        missing += lacking
+    stored += history("BTCUSDT", days=4.5, every_s=60)
+    await put(db, stored)
+    gaps = await unfilled(db.conn)
+    await candles_done(db.conn)
+    days = 2.4 * 86_400
+    stats = await compressed(db, retention_s=int(days), compress_after_s=86_400)
+    assert stats.horizon_us == us(START + 2 * DAY)
+    await check(db, expected(stored, gaps, START + 2 * DAY), START + 2 * DAY)
+
+
+@full
+async def test_the_policies_are_those_of_the_settings(db: Database) -> None:
+    async def policies() -> list[tuple[Any, ...]]:
+        rows = await db.conn.fetch(
+            "SELECT hypertable_name, proc_name, (config->>'drop_after')::interval,"
+            " (config->>'compress_after')::interval FROM timescaledb_information.jobs"
+            " WHERE hypertable_name IN ('raw_trades', 'tickers') ORDER BY 1, 2"
+        )
+        return [tuple(row) for row in rows]
+
+    def wanted(drop: timedelta | None, compress: timedelta | None) -> list[tuple[Any, ...]]:
+        pairs = [
+            *([("policy_compression", None, compress)] if compress else []),
+            *([("policy_retention", drop, None)] if drop else []),
+        ]
+        return [(table, *pair) for table in ("raw_trades", "tickers") for pair in pairs]
+
+    await put(db, history("BTCUSDT", days=5, every_s=3600))
+    await compressed(db, retention_s=2 * 86_400, compress_after_s=86_400)
+    # Candles are not computed: nothing may be dropped, and so no policy may do it.
+    assert await policies() == wanted(None, timedelta(days=1))
+    await candles_done(db.conn)
+    await compressed(db, retention_s=3 * 86_400, compress_after_s=2 * 86_400)
+    assert await policies() == wanted(timedelta(days=5), timedelta(days=2))
+    await compressed(db, retention_s=50 * 86_400, compress_after_s=None)
+    assert await policies() == wanted(timedelta(days=52), None)
+    await compressed(db, retention_s=None, compress_after_s=None)
+    assert await policies() == []
+
+
+@full
+async def test_days_that_a_policy_has_dropped_leave_the_ledger(db: Database) -> None:
+    trades = history("BTCUSDT", days=6, every_s=600)
+    trades += history("ETHUSDT", days=6, every_s=50_000)
+    trades += history("OLDUSDT", days=1, every_s=600)
+    await put(db, trades)
+    await candles_done(db.conn)
+    await db.conn.execute(
+        "SELECT drop_chunks('raw_trades', older_than => $1::timestamptz)", START + 2 * DAY
+    )
+    to = START + 4 * DAY
+    await give_up(db, to)
+    await check(db, expected(trades, {}, to), to)
+
+
+@pytest.mark.only_levels("timescale")
+async def test_jobs_that_fail_are_told_and_the_work_is_done(db: Database) -> None:
+    """The server's jobs may work, or be reported as failed: both are told as they are."""
+    await put(db, history("BTCUSDT", days=3, every_s=600))
+    # A database that was copied waits up to a minute for a scheduler of its own.
+    await db.conn.execute("SELECT _timescaledb_functions.start_background_workers()")
+    async with opened(db.dsn, retention_s=None, compress_after_s=86_400) as lifecycle:
+        async with asyncio.timeout(60):
+            while lifecycle.stats.jobs.states["waiting"] or not lifecycle.stats.jobs.jobs:
+                await lifecycle.round()
+                await asyncio.sleep(0.5)
+        stats = lifecycle.stats
+        assert (stats.trouble, stats.chunks["raw_trades", "open"]) == ({}, 0)
+        rows = await db.conn.fetch(
+            "SELECT job_id, last_run_status FROM timescaledb_information.job_stats"
+            " WHERE hypertable_name IN ('raw_trades', 'tickers')"
+        )
+        failed = {row["job_id"] for row in rows if row["last_run_status"] == "Failed"}
+        ours = [one for one in stats.jobs.jobs if one.name.startswith("compression")]
+        assert len([one for one in ours if one.state == "failed"]) == len(failed)
+        if failed:
+            assert "compression of raw_trades" in stats.jobs.trouble
+            assert all(one.sqlstate and one.error for one in ours if one.state == "failed")

@@ -151,7 +151,8 @@ async def _drop_chunk(conn: asyncpg.Connection, server: Server, one: Chunk) -> N
     await conn.execute(_SETTINGS.format(lock="2s", statement="50s"))
     # Older ones are gone already, so that this is one only.
     await conn.execute(
-        f"SELECT {server.schema}.drop_chunks('{one.table}'::regclass, older_than => $1)", one.end
+        f"SELECT {server.schema}.drop_chunks('{one.table}'::regclass, older_than => $1::timestamptz)",
+        one.end,
     )
 
 
@@ -197,6 +198,12 @@ async def compress(conn: asyncpg.Connection, server: Server, one: Chunk, limit_s
         f"SELECT {server.schema}.compress_chunk('{one.name}'::regclass, if_not_compressed => true)",
         timeout=limit_s + 10,
     )
+
+
+async def is_compressed(conn: asyncpg.Connection, server: Server, one: Chunk) -> bool:
+    """Tell whether a day is compressed now, or gone."""
+    those = [other for other in await chunks(conn, server) if other.name == one.name]
+    return all(other.state == "compressed" for other in those)
 
 
 async def saved(conn: asyncpg.Connection, server: Server) -> dict[str, tuple[int, int]]:
