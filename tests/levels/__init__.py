@@ -9,7 +9,7 @@ timescale  the server that TEST_TIMESCALE_URL names: a full build with backgroun
 import os
 from collections.abc import Callable
 
-from tests.levels import community
+from tests.levels import apache, community
 from tests.levels.server import PostgresServer, Server, UnavailableError, embedded_server
 
 PLAIN = "plain"
@@ -51,10 +51,6 @@ def _plain() -> Server:
     return embedded_server()
 
 
-def _apache() -> Server:
-    raise UnavailableError("level apache is not set up yet")
-
-
 def _timescale() -> Server:
     if given := os.environ.get("TEST_TIMESCALE_URL"):
         return PostgresServer(given)
@@ -63,10 +59,10 @@ def _timescale() -> Server:
 
 _START: dict[str, Callable[[], Server]] = {
     PLAIN: _plain,
-    APACHE: _apache,
+    APACHE: apache.start,
     COMMUNITY: community.start,
     TIMESCALE: _timescale,
 }
 
-PREPARE: dict[str, Callable[[], str]] = {COMMUNITY: community.prepare}
+PREPARE: dict[str, Callable[[], str]] = {APACHE: apache.prepare, COMMUNITY: community.prepare}
 """What gets the parts that a level needs and says what it has; `make levels` calls it."""
