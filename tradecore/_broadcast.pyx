@@ -17,12 +17,12 @@ from collections import namedtuple
 
 from tradecore.log import once_per
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from tradecore._event cimport EVENT_KLINE, EVENT_TICKER, EVENT_TRADE, event_t
+from tradecore._groups cimport Group, Stream
 from tradecore._reframe cimport (
     FRAME_SLACK,
     KIND_COUNT,
@@ -55,8 +55,6 @@ cdef enum:
     PAUSE_TIMES = 3
     PAUSE_LEAST_NS = 500000
     PAUSE_MOST_NS = 10000000
-    KEEP_BYTES = 262144
-    LATE_RUNS = 64
 
 _DRAIN_LOOK_S = 0.02
 
@@ -68,135 +66,6 @@ ctypedef struct slot_t:
     int64_t event_us
     int64_t open_us
     bint closed
-
-
-# A frame in a group's buffer that a slow client need not get.
-ctypedef struct mark_t:
-    Py_ssize_t start
-    Py_ssize_t end
-    void *stream
-
-
-cdef class Stream:
-    """One stream that somebody wants."""
-
-    cdef str name
-    cdef bytes wire_name
-    cdef int kind
-    cdef uint32_t symbol_id
-    # Those with the same mode stand together.
-    cdef list groups
-    # Trades: the greatest id sent, and the runs of late ids below it.
-    cdef int64_t last_id
-    cdef list late
-
-    cdef bint is_first(self, int64_t trade_id) except -1:
-        """Tell whether a trade was not sent yet, and note that it is now.
-
-        The capture forgets late ids in the middle of a hole, so that they may come from it twice.
-        """
-        if trade_id > self.last_id:
-            self.last_id = trade_id
-            return True
-        for run in self.late:
-            if run[0] <= trade_id <= run[1]:
-                return False
-        for run in self.late:
-            if trade_id == run[1] + 1:
-                run[1] = trade_id
-                return True
-        self.late.append([trade_id, trade_id])
-        if len(self.late) > LATE_RUNS:
-            del self.late[0]
-        return True
-
-
-cdef class Group:
-    """Clients with the same streams and mode, and the frames of this round for them."""
-
-    cdef object key
-    cdef int mode
-    cdef list clients
-    cdef list streams
-    cdef char *data
-    cdef Py_ssize_t size
-    cdef Py_ssize_t capacity
-    cdef mark_t *marks
-    cdef Py_ssize_t mark_count
-    cdef Py_ssize_t mark_capacity
-    # Made when a client needs them, once a round.
-    cdef bytes _whole
-    cdef bytes _final
-    cdef dict _states
-
-    def __dealloc__(self):
-        free(self.data)
-        free(self.marks)
-
-    cdef int append(self, const char *frame, Py_ssize_t size, Stream state) except -1:
-        """Add a frame; `state` is its stream where a newer one may take its place."""
-        cdef char *data
-        cdef mark_t *marks
-        cdef Py_ssize_t capacity
-        if self.size + size > self.capacity:
-            capacity = max(2 * self.capacity, self.size + size, 4096)
-            data = <char *>realloc(self.data, capacity)
-            if data == NULL:
-                raise MemoryError
-            self.data = data
-            self.capacity = capacity
-        if state is not None:
-            if self.mark_count == self.mark_capacity:
-                capacity = max(2 * self.mark_capacity, 8)
-                marks = <mark_t *>realloc(self.marks, capacity * sizeof(mark_t))
-                if marks == NULL:
-                    raise MemoryError
-                self.marks = marks
-                self.mark_capacity = capacity
-            self.marks[self.mark_count].start = self.size
-            self.marks[self.mark_count].end = self.size + size
-            self.marks[self.mark_count].stream = <void *>state
-            self.mark_count += 1
-        memcpy(self.data + self.size, frame, size)
-        self.size += size
-        return 0
-
-    cdef bytes whole(self):
-        """Return all frames of this round."""
-        if self._whole is None:
-            self._whole = PyBytes_FromStringAndSize(self.data, self.size)
-        return self._whole
-
-    cdef int split(self) except -1:
-        """Part the frames of this round: those that everybody gets, and by stream how many states
-        there are and the latest of them."""
-        cdef Py_ssize_t i
-        cdef Py_ssize_t done = 0
-        cdef mark_t *mark
-        if self._states is not None:
-            return 0
-        final = []
-        states = {}
-        for i in range(self.mark_count):
-            mark = &self.marks[i]
-            final.append(self.data[done:mark.start])
-            count, _ = states.get(<Stream>mark.stream, (0, None))
-            states[<Stream>mark.stream] = (count + 1, self.data[mark.start:mark.end])
-            done = mark.end
-        final.append(self.data[done:self.size])
-        self._final = b"".join(final)
-        self._states = states
-        return 0
-
-    cdef int clear(self) except -1:
-        self.size = 0
-        self.mark_count = 0
-        self._whole = self._final = self._states = None
-        if self.capacity > KEEP_BYTES:
-            free(self.data)
-            self.data = NULL
-            self.capacity = 0
-        return 0
 
 
 cdef class Client:
@@ -237,14 +106,14 @@ cdef class Client:
             self._wire.write(group.whole())
             return 0
         group.split()
-        if group._final:
+        if group.final:
             if backlog > self._broadcast._backlog_max_bytes:
                 self.leave()
                 self._on_slow()
                 return 0
-            self._wire.write(group._final)
-        if group._states:
-            self._hold(group._states)
+            self._wire.write(group.final)
+        if group.states:
+            self._hold(group.states)
         return 0
 
     cdef int _hold(self, dict states) except -1:
@@ -470,8 +339,10 @@ cdef class Broadcast:
             if status == EVENT_TRADE and not (<Stream>slot.stream).is_first(event.trade.trade_id):
                 return
             self._encode(<Stream>slot.stream, data, size, state)
-        except Exception:
-            once_per(log, "fan-out").exception("an event was not sent to clients, a bug")
+        except Exception as error:
+            once_per(log, "event").error(
+                "an event was not sent to clients, a bug", extra={"error": repr(error)}
+            )
 
     cdef int _encode(self, Stream stream, const char *data, Py_ssize_t size, bint state) except -1:
         cdef payload_t payload
@@ -570,11 +441,13 @@ cdef class Broadcast:
         cdef Client client
         dirty, self._dirty = self._dirty, []
         for group in dirty:
-            try:
-                for client in group.clients[:]:
+            for client in group.clients[:]:
+                try:
                     client.send(group)
-            except Exception:
-                once_per(log, "fan-out").exception("a client was not written to, a bug")
+                except Exception as error:
+                    once_per(log, "client").error(
+                        "a client was not written to, a bug", extra={"error": repr(error)}
+                    )
             group.clear()
 
     cdef int _watch(self, Client client) except -1:

@@ -61,6 +61,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._end: asyncio.Task[None] | None = None
         self._reason = "lost"
+        self._peer = transport.get_extra_info("peername")
 
     @classmethod
     async def open(
@@ -83,6 +84,16 @@ class Session:
         )
         mode = COMBINED * (request.path == "/stream") | MICRO * micro
         return cls(response, transport, streams, broadcast, mode)
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """The streams that the client gets."""
+        return list(self._keys)
+
+    @property
+    def ending(self) -> bool:
+        """Whether we have begun to close the connection."""
+        return self._end is not None
 
     async def serve(self, keys: Sequence[Key]) -> str:
         """Serve the client until either side ends it; return why it ended."""
@@ -159,7 +170,7 @@ class Session:
                 gone = set(request.names)
                 self._keys = {name: key for name, key in self._keys.items() if name not in gone}
             case "LIST_SUBSCRIPTIONS":
-                return list(self._keys)
+                return self.subscriptions
             case "GET_PROPERTY":
                 return bool(self._mode & COMBINED)
             case "SET_PROPERTY":
@@ -204,6 +215,7 @@ class Session:
             self._reason = reason
 
     def _give_up(self) -> None:
+        log.warning("a slow reader of live streams is closed", extra={"peer": self._peer})
         self.closing(_POLICY_VIOLATION, "Slow reader: too much is unread", "slow")
 
     def announce_shutdown(self) -> None:

@@ -53,7 +53,7 @@ class Streams:
         self._capture = capture
         self._captured = captured
         self._names: tuple[Captured, dict[str, str]] | None = None
-        self._sessions: set[Session] = set()
+        self.sessions: set[Session] = set()
         self._open = 0
         self._broadcast: Broadcast | None = None
         self._closing = False
@@ -69,7 +69,7 @@ class Streams:
         fan = self._broadcast
         conflated = fan.conflated if fan else zeros
         return FanOut(
-            clients=len(self._sessions),
+            clients=len(self.sessions),
             events=dict(zip(KINDS, fan.events if fan else zeros, strict=True)),
             conflated=dict(zip(KINDS[1:3], conflated[1:3], strict=True)),
             closed=dict(self.closed),
@@ -119,11 +119,11 @@ class Streams:
         self._open += 1
         try:
             session = await Session.open(request, self, self._broadcast, micro)
-            self._sessions.add(session)
+            self.sessions.add(session)
             try:
                 self.closed[await session.serve(keys)] += 1
             finally:
-                self._sessions.discard(session)
+                self.sessions.discard(session)
                 self.changed()
         finally:
             self._open -= 1
@@ -153,17 +153,17 @@ class Streams:
     def announce_shutdown(self) -> None:
         """Tell all clients to connect anew."""
         self._closing = True
-        for session in self._sessions:
+        for session in self.sessions:
             session.announce_shutdown()
 
     async def close(self) -> None:
         """Close all clients' connections; within a second or so."""
         if not self._closing:
             self.announce_shutdown()
-        closing = [session.closing(1001, "Going away", "shutdown") for session in self._sessions]
+        closing = [session.closing(1001, "Going away", "shutdown") for session in self.sessions]
         if closing:
             await asyncio.wait(closing, timeout=_CLOSE_LIMIT_S)
-        for session in list(self._sessions):
+        for session in list(self.sessions):
             session.abort()
         if self._broadcast is not None:
             self._broadcast.close()
