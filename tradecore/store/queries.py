@@ -5,17 +5,21 @@ computed from all that was not refreshed yet, and the newest rows of a rare symb
 all partitions. Where the bounds are not known, windows are tried, each wider than the last.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
 import asyncpg
 
+from tradecore import clock
 from tradecore.store.grids import LAST_US, TABLES, Grid
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WIDEN = 8
+_BETWEEN = "15m"
+"""Candles under way that are wider are made of these first, and of minutes last."""
+_SETTLED_KEPT_NS = 2 * 10**9
 
 _SPAN = """
 SELECT (SELECT (date_part('epoch', first_time) * 1000000)::int8 FROM trade_coverage
@@ -27,6 +31,7 @@ _OLDEST_DAY = """
 SELECT (date_part('epoch', min(bucket)) * 1000000)::int8 FROM {table}
 WHERE symbol = $1 AND bucket < $2
 """
+_NEWEST = "SELECT (date_part('epoch', max(bucket)) * 1000000)::int8 FROM {table}"
 _HAS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
 _AGGREGATES = """
 SELECT view_name, format('%I.%I', materialization_hypertable_schema,
@@ -47,18 +52,36 @@ FROM (SELECT *, {end} AS end_us
       FROM (SELECT *, (date_part('epoch', bucket) * 1000000)::int8 AS us
             FROM ({source}) AS picked) AS timed ORDER BY us) AS sorted
 """
-_STORED = """
-SELECT * FROM {table} WHERE symbol = $1 AND bucket >= $2 AND bucket < $3
-ORDER BY bucket {order} LIMIT $4
+_ROWS = """
+(SELECT * FROM {table} WHERE symbol = $1 AND bucket >= $2 AND bucket < $3) AS c
 """
-_ROLLED = """
-SELECT {bucket} AS bucket, (min(ARRAY[first_id, open]))[2] AS open, max(high) AS high,
-       min(low) AS low, (max(ARRAY[last_id, close]))[2] AS close, sum(volume) AS volume,
-       sum(quote_volume) AS quote_volume, sum(trade_count)::int8 AS trade_count,
-       sum(taker_buy_base_volume) AS taker_buy_base_volume,
-       sum(taker_buy_quote_volume) AS taker_buy_quote_volume
-FROM {table} WHERE symbol = $1 AND bucket >= $2 AND bucket < $3
-GROUP BY 1 ORDER BY 1 {order} LIMIT $4
+_COLUMNS = (
+    "open, high, low, close, volume, quote_volume, trade_count, taker_buy_base_volume,"
+    " taker_buy_quote_volume, first_id, last_id"
+)
+_SUMS = """
+(min(ARRAY[first_id, open]))[2] AS open, max(high) AS high, min(low) AS low,
+(max(ARRAY[last_id, close]))[2] AS close, sum(volume) AS volume,
+sum(quote_volume) AS quote_volume, sum(trade_count)::int8 AS trade_count,
+sum(taker_buy_base_volume) AS taker_buy_base_volume,
+sum(taker_buy_quote_volume) AS taker_buy_quote_volume, min(first_id) AS first_id,
+max(last_id) AS last_id
+"""
+# The candles that are over, and those under way, made of narrower ones: {rest}.
+_ROWS_AND_REST = f"""
+(SELECT bucket, {_COLUMNS} FROM {{table}}
+ WHERE symbol = $1 AND bucket >= $2 AND bucket < {{settled}}
+ UNION ALL
+ SELECT date_bin('{{seconds}} seconds', bucket, '1970-01-01 00:00+0') AS bucket, {_SUMS}
+ FROM ({{rest}}) AS parts GROUP BY 1) AS c
+"""
+_REST = f"""
+SELECT bucket, {_COLUMNS} FROM {{table}}
+WHERE symbol = $1 AND bucket >= {{first}} AND bucket < {{end}}
+"""
+_STORED = "SELECT * FROM {rows} ORDER BY bucket {order} LIMIT $4"
+_ROLLED = f"""
+SELECT {{bucket}} AS bucket, {_SUMS} FROM {{rows}} GROUP BY 1 ORDER BY 1 {{order}} LIMIT $4
 """
 _BINNED = "date_bin('{seconds} seconds', bucket, $5::timestamptz)"
 _MONTHLY = (
@@ -95,17 +118,53 @@ def moment(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=min(max(us, 0), LAST_US))
 
 
-async def candle_tables(conn: asyncpg.Connection) -> dict[str, str]:
-    """Return by width what to read candles from.
+@dataclass(slots=True)
+class CandleTables:
+    """What to read candles from, by width.
 
-    Of continuous aggregates it is the table below the view: the daemon refreshes it as often as it
-    does the tables of other servers, and planning one of the views takes longer than the answer.
+    Of continuous aggregates it is the table below the view: planning one of the views takes longer
+    than the answer. The daemon refreshes that of the minutes as often as it does the tables of
+    other servers; the wider ones have only candles that are over, the rest is made of minutes.
     """
-    tables = {width: f"candles_{width}" for width in TABLES}
+
+    names: dict[str, str]
+    aggregates: bool
+    _settled: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    async def settled(self, conn: asyncpg.Connection, width: str) -> list[datetime]:
+        """Return where the rest begins, by each source of `sources` in its order, but the first.
+
+        An older answer does as well, so that it is kept for two seconds.
+        """
+        found_us = [await self._end_us(conn, width)]
+        if TABLES[width] > TABLES[_BETWEEN]:
+            found_us.append(max(found_us[0], await self._end_us(conn, _BETWEEN)))
+        return [moment(us) for us in found_us]
+
+    def sources(self, width: str, rests: int) -> tuple[str, ...]:
+        """Return the tables to read: of this width, and where `rests` says so of narrower ones."""
+        narrower = {0: (), 1: ("1m",), 2: (_BETWEEN, "1m")}[rests]
+        return tuple(self.names[one] for one in (width, *narrower))
+
+    async def _end_us(self, conn: asyncpg.Connection, width: str) -> int:
+        """Return the end of the newest candle in a table, of whatever symbol."""
+        now_ns = clock.mono_ns()
+        known = self._settled.get(width)
+        if known is None or now_ns - known[0] > _SETTLED_KEPT_NS:
+            newest_us = await conn.fetchval(_NEWEST.format(table=self.names[width]))
+            known = now_ns, 0 if newest_us is None else newest_us + TABLES[width]
+            self._settled[width] = known
+        return known[1]
+
+
+async def candle_tables(conn: asyncpg.Connection) -> CandleTables:
+    """Find out what to read candles from."""
+    names = {width: f"candles_{width}" for width in TABLES}
+    found = {}
     if await conn.fetchval(_HAS_AGGREGATES):
-        found = {row[0]: row[1] for row in await conn.fetch(_AGGREGATES, list(tables.values()))}
-        tables = {width: found.get(name, name) for width, name in tables.items()}
-    return tables
+        found = {row[0]: row[1] for row in await conn.fetch(_AGGREGATES, list(names.values()))}
+    names = {width: found.get(name, name) for width, name in names.items()}
+    return CandleTables(names, bool(found))
 
 
 async def trade_span(conn: asyncpg.Connection, symbol: str) -> Span | None:
@@ -114,22 +173,20 @@ async def trade_span(conn: asyncpg.Connection, symbol: str) -> Span | None:
     return None if first_us is None else Span(first_us, last_us)
 
 
-async def candle_span(
-    conn: asyncpg.Connection, tables: Mapping[str, str], symbol: str
-) -> Span | None:
+async def candle_span(conn: asyncpg.Connection, tables: CandleTables, symbol: str) -> Span | None:
     """Return between which times there are candles: they outlive the trades."""
     span = await trade_span(conn, symbol)
     if span is None:
         return None
     oldest_us = await conn.fetchval(
-        _OLDEST_DAY.format(table=tables["1d"]), symbol, moment(span.first_us)
+        _OLDEST_DAY.format(table=tables.names["1d"]), symbol, moment(span.first_us)
     )
     return span if oldest_us is None else Span(min(oldest_us, span.first_us), span.last_us)
 
 
 async def candles(
     conn: asyncpg.Connection,
-    tables: Mapping[str, str],
+    tables: CandleTables,
     symbol: str,
     grid: Grid,
     span: Span,
@@ -152,40 +209,53 @@ async def candles(
         last = min(last, grid.floor(min(end_us, LAST_US)))
     if first > last:
         return EMPTY
-    statement = _candle_statement(grid, tables[grid.table], micro, newest=start_us is None)
-    arguments = (
-        () if grid.stored else (moment(grid.origin_us) if grid.width_us else grid.offset_us,)
+    rest: list[datetime] = []
+    if tables.aggregates and grid.table != "1m":
+        rest = await tables.settled(conn, grid.table)
+        if moment(grid.step(last, 1)) <= rest[0]:
+            rest = []
+    statement = _candle_statement(
+        grid, tables.sources(grid.table, len(rest)), micro, newest=start_us is None
     )
+    origin = () if grid.stored else (moment(grid.origin_us) if grid.width_us else grid.offset_us,)
     reach = limit
     while True:
         if start_us is None:
             low, high = max(first, grid.step(last, 1 - reach)), last
         else:
             low, high = first, min(last, grid.step(first, reach - 1))
-        page = Page(
-            *await _page(conn, statement, symbol, low, grid.step(high, 1), limit, *arguments)
-        )
+        bounds = moment(low), moment(grid.step(high, 1))
+        later = [max(bounds[0], begin) for begin in rest]
+        row = await conn.fetchrow(statement, symbol, *bounds, limit, *origin, *later)
+        page = Page(row["body"], row["rows"], row["last_us"])
         if page.rows >= limit or (low, high) == (first, last):
             return page
         reach *= _WIDEN
 
 
-async def _page(
-    conn: asyncpg.Connection, statement: str, symbol: str, low_us: int, end_us: int, *rest: object
-) -> tuple[bytes, int, int | None]:
-    row = await conn.fetchrow(statement, symbol, moment(low_us), moment(end_us), *rest)
-    return row["body"], row["rows"], row["last_us"]
-
-
 @lru_cache(maxsize=64)
-def _candle_statement(grid: Grid, table: str, micro: bool, newest: bool) -> str:
+def _candle_statement(grid: Grid, sources: tuple[str, ...], micro: bool, newest: bool) -> str:
+    """Return the SQL: $1 symbol, $2 and $3 bounds, $4 limit, then the origin, then the rest's."""
     order = "DESC" if newest else "ASC"
     end = f"us + {grid.width_us}" if grid.width_us else _MONTH_END
+    rows = _ROWS.format(table=sources[0])
+    if len(sources) > 1:
+        first = 5 if grid.stored else 6
+        begins = [f"${first + n}::timestamptz" for n in range(len(sources) - 1)]
+        rests = zip(sources[1:], begins, [*begins[1:], "$3"], strict=True)
+        rows = _ROWS_AND_REST.format(
+            table=sources[0],
+            settled=begins[0],
+            seconds=TABLES[grid.table] // 1_000_000,
+            rest=" UNION ALL ".join(
+                _REST.format(table=table, first=begin, end=until) for table, begin, until in rests
+            ),
+        )
     if grid.stored:
-        source = _STORED.format(table=table, order=order)
+        source = _STORED.format(rows=rows, order=order)
     else:
         bucket = _MONTHLY
         if grid.width_us:
             bucket = _BINNED.format(seconds=grid.width_us // 1_000_000)
-        source = _ROLLED.format(bucket=bucket, table=table, order=order)
+        source = _ROLLED.format(bucket=bucket, rows=rows, order=order)
     return _PAGE.format(unit=1 if micro else 1000, end=end, source=source)

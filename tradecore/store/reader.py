@@ -14,7 +14,7 @@ from tradecore.errors import TransientStoreError
 from tradecore.store.dsn import Dsn
 from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.pool import open_reading_pool
-from tradecore.store.queries import candle_tables
+from tradecore.store.queries import CandleTables, candle_tables
 
 READERS = 3
 """Questions that are answered at once; more would take the cores from whoever stores."""
@@ -44,8 +44,13 @@ class Reader:
         self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool | None = None
         self._opened: str | Dsn | None = None
-        self.tables: dict[str, str] = {}
-        """What to read candles from; see `queries.candle_tables`. Known within a session."""
+        self._tables: CandleTables | None = None
+
+    @property
+    def tables(self) -> CandleTables:
+        """What to read candles from; known within a session."""
+        assert self._tables is not None
+        return self._tables
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[asyncpg.Connection]:
@@ -58,8 +63,8 @@ class Reader:
         try:
             pool = await self._open()
             async with pool.acquire(timeout=WAIT_LIMIT_S) as conn:
-                if not self.tables:
-                    self.tables = await candle_tables(conn)
+                if self._tables is None:
+                    self._tables = await candle_tables(conn)
                 yield conn
         except TROUBLE as exc:
             raise as_transient(exc, "answer a question") from exc
@@ -90,7 +95,7 @@ class Reader:
     async def close(self) -> None:
         """Hang up; who asks later opens it again."""
         pool, self._pool = self._pool, None
-        self.tables = {}
+        self._tables = None
         if pool is None:
             return
         try:

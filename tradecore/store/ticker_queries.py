@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from tradecore.store.queries import moment
+from tradecore.store.queries import CandleTables, moment
 
 _SECOND_US = 1_000_000
 TICKER_WINDOWS_US = tuple(seconds * _SECOND_US for seconds in (10, 600, 86_400))
@@ -105,7 +105,7 @@ async def newest_tickers(
 
 async def window_statistics(
     conn: asyncpg.Connection,
-    tables: Mapping[str, str],
+    tables: CandleTables,
     symbols: Sequence[str],
     begin_us: int,
     end_us: int,
@@ -119,7 +119,7 @@ async def window_statistics(
     """
     names = _MINI if mini else tuple(_WINDOW_FIELDS)
     fields = _fields({name: _WINDOW_FIELDS[name] for name in names})
-    statement = _WINDOW.format(fields=fields, table=tables["1m"])
+    statement = _WINDOW.format(fields=fields, table=tables.names["1m"])
     rows = await conn.fetch(statement, list(symbols), moment(begin_us), moment(end_us), *shown)
     return {row[0]: row[1] for row in rows}
 

@@ -5,12 +5,12 @@ says which ids are stored, its marks about when, and the candles in which minute
 read that has none of the trades, however rare the symbol is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import asyncpg
 
-from tradecore.store.queries import EMPTY, Page, moment
+from tradecore.store.queries import EMPTY, CandleTables, Page, moment
 from tradecore.store.times import time_window
 
 _MINUTE_US = 60_000_000
@@ -85,7 +85,7 @@ async def trades_by_time(
 
 async def newest_trades(
     conn: asyncpg.Connection,
-    tables: Mapping[str, str],
+    tables: CandleTables,
     symbol: str,
     last_us: int,
     limit: int,
@@ -107,7 +107,7 @@ async def newest_trades(
 
 async def trades_from(
     conn: asyncpg.Connection,
-    tables: Mapping[str, str],
+    tables: CandleTables,
     symbol: str,
     from_id: int,
     limit: int,
@@ -120,7 +120,7 @@ async def trades_from(
 
 
 async def _by_ids(
-    conn: asyncpg.Connection, tables: Mapping[str, str], symbol: str, ids: _Ids, micro: bool
+    conn: asyncpg.Connection, tables: CandleTables, symbol: str, ids: _Ids, micro: bool
 ) -> Page:
     """Return the stored trades of these ids, looking in more places until all are found."""
     page = EMPTY
@@ -135,7 +135,7 @@ async def _by_ids(
         fresh = [
             moment((high_us // _MINUTE_US - back) * _MINUTE_US) for back in range(_FRESH_MINUTES)
         ]
-        by_minute = _BY_MINUTE.format(minutes=tables["1m"])
+        by_minute = _BY_MINUTE.format(minutes=tables.names["1m"])
         span = (ids.first, ids.last)
         page = await _page(conn, by_minute, micro, symbol, *bounds, *span, fresh)
         if page.rows < ids.stored:
