@@ -254,6 +254,7 @@ async def test_a_page_of_ours_may_connect(desk: Desk) -> None:
 async def test_a_stream_outlives_the_limits_of_plain_requests(desk: Desk, monkeypatch) -> None:
     monkeypatch.setattr(security, "HANDLER_LIMIT_S", 0.01)
     monkeypatch.setattr(security, "ANSWER_LIMIT_S", 0.01)
+    monkeypatch.setattr(security, "IDLE_LIMIT_S", 0.01)
     monkeypatch.setattr(security, "CONNECTIONS_MAX", 1)
     monkeypatch.setattr(stream_session, "PING_INTERVAL_S", 0.1)
     async with (

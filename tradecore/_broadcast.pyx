@@ -192,7 +192,6 @@ cdef class Broadcast:
     def close(self):
         """Let go of the capture; clients get nothing any more."""
         self._capture.untap()
-        self._tapped = 0
 
     @property
     def events(self):

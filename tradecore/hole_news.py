@@ -6,6 +6,8 @@ and only what is committed is true. Nothing is read while nobody wants to know.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 from typing import Protocol
 
 from tradecore.backfill.plan import missing
@@ -18,7 +20,7 @@ LOOK_S = 2.0
 SPACING_S = 0.1
 """Between two looks at least."""
 
-_MAX_OPEN = 10_000
+MAX_OPEN = 10_000
 _MAX_TOLD = 1000
 
 
@@ -49,8 +51,8 @@ class HoleNews:
     def opened(self, holes: Iterable[tuple[str, int, int]]) -> None:
         """Take holes that a commit has just opened; they may be filled by the time of the look."""
         if self._wanted.is_set():
-            self._told += holes
-            del self._told[:-_MAX_TOLD]
+            room = _MAX_TOLD - len(self._told)
+            self._told += islice(holes, room)
             self._woken.set()
 
     def changed(self, _what: object = None) -> None:
@@ -64,47 +66,53 @@ class HoleNews:
             await self._wanted.wait()
             self._known = None
             while self._wanted.is_set():
-                try:
+                with suppress(TransientStoreError):  # the flusher meets it too, and reports it
                     await self.look()
-                except TransientStoreError:
-                    self._known = None  # the flusher meets it too, and reports it
                 await asyncio.sleep(SPACING_S)
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._woken.wait()
-                except TimeoutError:
-                    continue
 
     async def look(self) -> None:
-        """Tell what has changed since the last look; before the first only what was told of."""
+        """Tell what has changed since the last look; before the first only what was told of.
+
+        Raises TransientStoreError; nothing was told then, and the next look tells it.
+        """
         self._woken.clear()
-        told, self._told = self._told, []
-        known = self._known or {}
-        is_first = self._known is None
+        told = list(self._told)
+        known = {symbol: list(spans) for symbol, spans in (self._known or {}).items()}
+        news: list[HoleFate] = []
         for symbol, first_id, last_id in told:
-            if missing(Span(first_id, last_id), known.get(symbol, ())):
-                fates = await self._ledger.hole_fates(symbol, first_id, last_id)
+            span = Span(first_id, last_id)
+            if missing(span, known.get(symbol, ())):
+                fates = await self._ledger.hole_fates(symbol, *span)
                 cause = fates[0].cause if fates else "unknown"
-                self._tell(HoleFate(symbol, first_id, last_id, cause, "open"))
-                known.setdefault(symbol, []).append(Span(first_id, last_id))
-        holes = await self._ledger.newest_open(_MAX_OPEN)
+                news.append(HoleFate(symbol, *span, cause, "open"))
+                known.setdefault(symbol, []).append(span)
+        holes = await self._ledger.newest_open(MAX_OPEN)
         now: dict[str, list[Span]] = {}
         for hole in holes:
             now.setdefault(hole.symbol, []).append(Span(hole.first_id, hole.last_id))
-        if not is_first and len(holes) < _MAX_OPEN:
+        # With more of them, old ones come into view when new ones are filled: they are no news.
+        if self._known is not None and len(holes) < MAX_OPEN:
             for hole in reversed(holes):
                 for piece in missing(Span(hole.first_id, hole.last_id), known.get(hole.symbol, ())):
-                    self._tell(hole._replace(first_id=piece.first_id, last_id=piece.last_id))
+                    news.append(hole._replace(first_id=piece.first_id, last_id=piece.last_id))
         for symbol, spans in known.items():
             for span in spans:
                 for piece in missing(span, now.get(symbol, ())):
-                    await self._tell_fate(symbol, piece)
+                    news += await self._fates(symbol, piece)
+        del self._told[: len(told)]
         self._known = now
+        for one in news:
+            self._tell(one)
 
-    async def _tell_fate(self, symbol: str, gone: Span) -> None:
-        """Tell what has become of ids that are not open any more."""
+    async def _fates(self, symbol: str, gone: Span) -> list[HoleFate]:
+        """Return what has become of ids that are not open any more."""
+        found = []
         for fate in await self._ledger.hole_fates(symbol, *gone):
             first_id = max(fate.first_id, gone.first_id)
             last_id = min(fate.last_id, gone.last_id)
             if fate.state != "open" and first_id <= last_id:
-                self._tell(fate._replace(first_id=first_id, last_id=last_id))
+                found.append(fate._replace(first_id=first_id, last_id=last_id))
+        return found

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from tradecore import clock
 from tradecore._broadcast import Broadcast, Key
@@ -17,6 +17,9 @@ from tradecore.http.stream_words import RefusedError, Request
 
 log = logging.getLogger(__name__)
 
+# It warns of each client that offers subprotocols.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+
 PING_INTERVAL_S = 20.0
 PONG_LIMIT_S = 60.0
 REQUESTS_PER_S = 5
@@ -25,8 +28,6 @@ REPLIES_MAX_BYTES = 1 << 20
 
 CLOSE_LIMIT_S = 5.0
 """How long a client has for its part of the closing handshake."""
-
-_POLICY_VIOLATION = 1008
 
 
 class Served(Protocol):
@@ -108,6 +109,9 @@ class Session:
                 self._timer.cancel()
             if self._end is not None:
                 await asyncio.wait({self._end})
+                if self.response.close_code == WSCloseCode.ABNORMAL_CLOSURE:
+                    # It did not take part: what it has not read must not keep the connection.
+                    self.abort()
         return self._reason
 
     async def _read(self) -> None:
@@ -122,7 +126,7 @@ class Session:
                     if bytes(message.data) in self._pings:
                         self._pings.clear()
                 case WSMsgType.BINARY if self._is_allowed():
-                    self.closing(1003, "Requests are text", "message")
+                    self.closing(WSCloseCode.UNSUPPORTED_DATA, "Requests are text", "message")
                 case WSMsgType.CLOSE:
                     self._note("client")
                     return
@@ -140,7 +144,7 @@ class Session:
             return False
         now_s = clock.mono_ns() / 1e9
         if len(self._received) == REQUESTS_PER_S and now_s - self._received[0] < 1.0:
-            self.closing(_POLICY_VIOLATION, "Too many requests", "requests")
+            self.closing(WSCloseCode.POLICY_VIOLATION, "Too many requests", "requests")
             return False
         self._received.append(now_s)
         return True
@@ -201,7 +205,7 @@ class Session:
     def _ping(self) -> None:
         now_s = clock.mono_ns() / 1e9
         if self._pings and now_s - min(self._pings.values()) >= PONG_LIMIT_S:
-            self.closing(_POLICY_VIOLATION, "Pong timeout", "pong")
+            self.closing(WSCloseCode.POLICY_VIOLATION, "Pong timeout", "pong")
             return
         payload = str(clock.wall_ns() // 1_000_000).encode()
         self._pings.setdefault(payload, now_s)
@@ -216,7 +220,7 @@ class Session:
 
     def _give_up(self) -> None:
         log.warning("a slow reader of live streams is closed", extra={"peer": self._peer})
-        self.closing(_POLICY_VIOLATION, "Slow reader: too much is unread", "slow")
+        self.closing(WSCloseCode.POLICY_VIOLATION, "Slow reader: too much is unread", "slow")
 
     def announce_shutdown(self) -> None:
         """Tell the client to connect anew."""

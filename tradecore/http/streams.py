@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from tradecore import clock
 from tradecore.capture import Capture
@@ -118,7 +118,10 @@ class Streams:
             self._broadcast = Broadcast(self._capture)
         self._open += 1
         try:
-            session = await Session.open(request, self, self._broadcast, micro)
+            try:
+                session = await Session.open(request, self, self._broadcast, micro)
+            except ConnectionError:
+                return security.error_answer(400, "The client is gone.")
             self.sessions.add(session)
             try:
                 self.closed[await session.serve(keys)] += 1
@@ -160,7 +163,10 @@ class Streams:
         """Close all clients' connections; within a second or so."""
         if not self._closing:
             self.announce_shutdown()
-        closing = [session.closing(1001, "Going away", "shutdown") for session in self.sessions]
+        closing = [
+            session.closing(WSCloseCode.GOING_AWAY, "Going away", "shutdown")
+            for session in self.sessions
+        ]
         if closing:
             await asyncio.wait(closing, timeout=_CLOSE_LIMIT_S)
         for session in list(self.sessions):
