@@ -8,11 +8,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tradecore import clock
+from tradecore.backfill import plan
 from tradecore.backfill.work import WrongReplyError
 from tradecore.backoff import Backoff
 from tradecore.commands_shared import Progress, moment, open_store, shown
@@ -83,8 +84,18 @@ async def run(
                 f"--symbol {', '.join(unknown)}: no trade of it is stored; check its spelling, or"
                 " let `tradecore run` or `tradecore import` store its first trades"
             )
-        window = _Window(names or list(bounds), from_us, to_us, source)
+        kept_us = _kept_from_us(settings, store)
+        window = _Window(names or list(bounds), from_us, to_us, source, kept_us)
         return await _fill(settings, store, window)
+
+
+def _kept_from_us(settings: Settings, store: "Store") -> int:
+    """Return from when on trades are kept: older ones would be dropped again."""
+    kept_us = store.horizon_us or 0
+    if settings.retention_s is not None:
+        since_us = clock.wall_ns() // 1000 - settings.retention_s * 1_000_000
+        kept_us = max(kept_us, since_us // plan.DAY_US * plan.DAY_US)
+    return kept_us
 
 
 def _names(texts: Sequence[str]) -> list[str]:
@@ -103,10 +114,12 @@ class _Window:
     from_us: int | None
     to_us: int
     source: str
+    kept_us: int
+    """Older trades are below the retention horizon, or would be soon."""
 
     def holds(self, hole: "OpenHole") -> bool:
         """Tell whether a trade of the hole may lie in the window."""
-        after = self.from_us is None or hole.above_us >= self.from_us
+        after = hole.above_us >= max(self.from_us or 0, self.kept_us)
         return after and hole.below_us <= self.to_us
 
 
@@ -147,6 +160,13 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
             on_stored=on_stored,
         )
         await _fill_holes(store, backfill, window, outcome)
+        if window.from_us is not None and window.from_us < window.kept_us:
+            outcome.failed = True
+            outcome.notes.append(
+                f"history is fetched back to {shown(window.kept_us)} only: RETENTION gives up what"
+                " is older; set a longer one, or off, before its days are given up"
+            )
+            window = replace(window, from_us=window.kept_us)
         if window.from_us is not None:
             await _extend(store, history, window, outcome)
             await _fill_holes(store, backfill, window, outcome)

@@ -32,6 +32,8 @@ class _File:
     stored: int = 0
     duplicate: int = 0
     parked: int = 0
+    expired: int = 0
+    """Below the retention horizon."""
     error: str = ""
 
     @property
@@ -39,6 +41,8 @@ class _File:
         text = f"{self.path}: {self.symbol or '?'}, {self.rows:,} trades, {self.stored:,} stored"
         if self.duplicate:
             text += f", {self.duplicate:,} were there already"
+        if self.expired:
+            text += f", {self.expired:,} too old: RETENTION has given up their days"
         if self.parked:
             text += f", {self.parked:,} refused by the database (see dead_letters)"
         return f"{text}: {self.error}" if self.error else text
@@ -69,13 +73,17 @@ async def run(settings: Settings, paths: Iterable[str], *, symbol: str | None) -
             failed = sum(file.failed for file in done)
             stored = sum(file.stored for file in done)
             rows = sum(file.rows for file in done)
+            expired = sum(file.expired for file in done)
+            old = f", {expired:,} too old" if expired else ""
             progress.tell(
                 "imported",
-                f"{len(done)} files, {rows:,} trades, {stored:,} stored, {failed} files failed",
+                f"{len(done)} files, {rows:,} trades, {stored:,} stored{old},"
+                f" {failed} files failed",
                 files=len(done),
                 rows=rows,
                 stored=stored,
                 duplicate=sum(file.duplicate for file in done),
+                expired=expired,
                 failed=failed,
             )
     return EXIT_DIFFERENCE if failed else EXIT_OK
@@ -139,6 +147,7 @@ async def _import(write: "Writer", file: _File, progress: Progress, before: int)
             file.stored += result.stored
             file.duplicate += result.duplicate
             file.parked += result.parked
+            file.expired += result.expired
             progress.show(before + file.rows, None, file=str(file.path))
     except (DumpError, _ChecksumError, OSError) as error:
         file.error = str(error)

@@ -301,6 +301,7 @@ class Lifecycle:
             if state.raw_from is None
             else (state.raw_from - horizon_of.EPOCH) // timedelta(microseconds=1)
         )
+        self._store.horizon_us = self.stats.horizon_us
         self.stats.chunks = Counter((one.table, one.state) for one in found if not one.pending)
         self.stats.saved = await chunks_of.saved(conn, server)
         self.stats.jobs = await jobs_of.health(conn, server)

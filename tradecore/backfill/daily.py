@@ -54,7 +54,8 @@ class Daily:
             work.why = work.lost
             return Step(HOUR_S)
         if work.days is None:
-            work.days = plan.days_between(work.hole.below_us, work.above_us)[::-1]
+            oldest_us = max(work.hole.below_us, self._store.horizon_us or 0)
+            work.days = plan.days_between(oldest_us, work.above_us)[::-1]
             work.missing_dumps = 0
             work.is_dump_bad = False
         if not work.days:

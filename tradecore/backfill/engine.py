@@ -378,20 +378,25 @@ class Backfill:
         """Tell whether a hole with this time above, found then, is young enough to be filled."""
         oldest_us = self._oldest_us()
         in_time = since_us - above_us <= self._policy.max_age_s * 1e6
-        return above_us >= oldest_us - (int(KEEP_S * 1e6) if in_time else 0)
+        oldest_us -= int(KEEP_S * 1e6) if in_time else 0
+        return above_us >= max(oldest_us, self._horizon_us())
 
     def _oldest_us(self) -> int:
-        """Return the time from which on trades are fetched.
+        """Return the time from which on trades are fetched; none below the retention horizon.
 
         Counted from the newest stored trade where our clock is ahead of it: ages are those of the
         venue's times, and a clock that is wrong must not make all holes too old.
         """
+        horizon_us = self._horizon_us()
         if self._left is not None or self._policy.max_age_s == float("inf"):
-            return -(2**62)
+            return horizon_us
         now_us = clock.wall_ns() // 1000
         if self._newest_us is not None:
             now_us = min(now_us, self._newest_us)
-        return now_us - int(self._policy.max_age_s * 1e6)
+        return max(now_us - int(self._policy.max_age_s * 1e6), horizon_us)
+
+    def _horizon_us(self) -> int:
+        return -(2**62) if self._store.horizon_us is None else self._store.horizon_us
 
 
 def _now_s() -> float:

@@ -21,7 +21,7 @@ after an error is decided in `engine`.
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -59,6 +59,13 @@ _HOURLY_AFTER = 100
 _AGAIN_EVERY_S = 0.5  # between two questions about what REST has lost, of all symbols
 
 
+class _ExpiredError(Exception):
+    """What was fetched is in part below the retention horizon; `spans` need not be looked for."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = tuple(spans)
+
+
 class Filler:
     """Makes the steps; its tables hold what was learnt from one to the next."""
 
@@ -89,6 +96,12 @@ class Filler:
 
     async def step(self, work: Work) -> Step:
         """Make one step. Raises TransientStoreError, RestError, WrongReplyError."""
+        try:
+            return await self._step(work)
+        except _ExpiredError as expired:
+            return Step(absent=expired.spans)
+
+    async def _step(self, work: Work) -> Step:
         pieces = plan.missing(work.span, await self._store.covered(work.symbol, *work.span))
         if len(pieces) != 1 or pieces[0].first_id != work.first_id:
             return Step(pieces=pieces)
@@ -278,6 +291,8 @@ class Filler:
         if len(chosen):
             result = await self._write(work.symbol, chosen, "rest")
             self._stats.filled["rest"] += result.stored
+            if result.expired:
+                await self._give_up_below(works, chosen)
         if result.stored or result.duplicate:
             work.fruitless = 0
             work.late_s = 0.0
@@ -290,6 +305,21 @@ class Filler:
             for jump in plan.jumps(ids, one.span):
                 self._absences.sighted(work.symbol, jump, sighting(asked, jump))
         return result
+
+    async def _give_up_below(self, works: list[Work], rows: Rows) -> None:
+        """Close what of these holes is below the newest of `rows` that are too old to be stored.
+
+        Raises _ExpiredError, which says what was closed.
+        """
+        old = rows["trade_id"][rows["trade_us"] < (self._store.horizon_us or 0)]
+        if len(old) == 0:
+            return
+        top = int(old[-1])
+        closed = [Span(one.first_id, min(one.last_id, top)) for one in works if one.first_id <= top]
+        evidence = {"source": "retention", "id_above": top}
+        for span in closed:
+            await self._store.close_absent(works[0].symbol, *span, evidence)
+        raise _ExpiredError(closed)
 
     def _hold_against_times(self, work: Work, rows: Rows) -> None:
         try:

@@ -105,15 +105,19 @@ def live_rows(rows: Rows, target: Target) -> npt.NDArray[np.bool_]:
     return (rows["flags"] & FLAG_VOID) == 0  # type: ignore[no-any-return]
 
 
-def days_of(rows: Rows, target: Target, keep: Keep) -> set[date]:
-    """Return the UTC days of the rows to keep, or a day too many when all are of one."""
+def days_of(rows: Rows, target: Target, keep: Keep, from_us: int | None = None) -> set[date]:
+    """Return the UTC days of the rows to keep, or a day too many when all are of one.
+
+    Without those before `from_us`, a midnight.
+    """
     times = rows[target.time_field]
     first, last = int(times.min()) // _DAY_US, int(times.max()) // _DAY_US
     if first == last:
         days = [first] if 0 <= first < _END_US // _DAY_US else []
     else:
         days = np.unique(times[(keep != 0) & live_rows(rows, target)] // _DAY_US).tolist()
-    return {date.fromordinal(_EPOCH_DAY + day) for day in days}
+    first = (from_us or 0) // _DAY_US
+    return {date.fromordinal(_EPOCH_DAY + day) for day in days if day >= first}
 
 
 def mask_older(rows: Rows, keep: Keep, from_us: int | None) -> int:

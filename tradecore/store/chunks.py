@@ -150,10 +150,8 @@ async def drop_below(
 async def _drop_chunk(conn: asyncpg.Connection, server: Server, one: Chunk) -> None:
     await conn.execute(_SETTINGS.format(lock="2s", statement="50s"))
     # Older ones are gone already, so that this is one only.
-    await conn.execute(
-        f"SELECT {server.schema}.drop_chunks('{one.table}'::regclass, older_than => $1::timestamptz)",
-        one.end,
-    )
+    drop = f"{server.schema}.drop_chunks('{one.table}'::regclass, older_than => $1::timestamptz)"
+    await conn.execute(f"SELECT {drop}", one.end)
 
 
 async def _drop_partition(conn: asyncpg.Connection, one: Chunk) -> None:

@@ -77,6 +77,9 @@ SELECT symbol, first_id, last_id, cause, state FROM (
 ) AS g WHERE last_id >= $2 ORDER BY first_id
 """
 
+HORIZON = f"SELECT CASE WHEN isfinite(raw_from) THEN {_US.format('raw_from')} END FROM store_state"
+"""The retention horizon: older trades are not stored."""
+
 COUNT_OPEN = "SELECT count(*) FROM trade_gaps WHERE state = 'open'"
 
 _BOUNDS = f"""

@@ -137,6 +137,8 @@ class Sink:
         self._limit_s = limit_s
         self._unreported = Unreported()
         self._hours = Hours()
+        self.horizon_us: int | None = None
+        """Older trades are not stored, as far as is known here; the database decides."""
         self._lockable: set[str] = set()  # symbols that have their row in trade_symbols
 
     # ---- trades ------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class Sink:
             call.offer(batch)
             return await self._transact(
                 sql.TRADES,
-                days_of(part, sql.TRADES, batch.keep),
+                days_of(part, sql.TRADES, batch.keep, self.horizon_us),
                 batch.names.values(),
                 lambda conn: self._store_trades(conn, batch, call, careful),
             )
@@ -186,6 +188,7 @@ class Sink:
         stored_before, raw_from_us, candles_through_us = await coverage.lock_and_read(
             conn, names, pieces
         )
+        self.horizon_us = raw_from_us
         expired = mask_older(rows, keep, raw_from_us)
         if expired:
             pieces = find_pieces(rows, keep, call.symbols)

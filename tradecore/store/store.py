@@ -110,6 +110,7 @@ class Store:
                 )
                 self.server = await describe_server(conn)
                 await self.read_level(conn)
+                horizon_us = await conn.fetchval(holes.HORIZON)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             if pool is not None:
                 pool.terminate()
@@ -123,6 +124,7 @@ class Store:
             raise
         self._pool = pool
         self._sink = Sink(pool, self._symbols, Partitions())
+        self.horizon_us = horizon_us
         log.info(
             "database is open",
             extra={
@@ -170,6 +172,16 @@ class Store:
         if self._pool is None:
             raise TransientStoreError("down", f"{self.name} is not open")
         return self._pool
+
+    @property
+    def horizon_us(self) -> int | None:
+        """The retention horizon, as far as is known: older trades are not stored."""
+        return self._sink.horizon_us if self._sink is not None else None
+
+    @horizon_us.setter
+    def horizon_us(self, horizon_us: int | None) -> None:
+        if self._sink is not None:
+            self._sink.horizon_us = horizon_us
 
     # ---- writing -----------------------------------------------------------------------------
 
