@@ -79,6 +79,14 @@ tradecore_stream_clients{}
 tradecore_stream_events_total{stream}
 tradecore_stream_conflated_total{stream}
 tradecore_stream_closed_total{reason}
+tradecore_retention_horizon_timestamp_seconds{}
+tradecore_chunks{table,state}
+tradecore_chunks_dropped_total{table}
+tradecore_chunks_compressed_total{table}
+tradecore_compression_saved_ratio{table}
+tradecore_timescale_jobs{state}
+tradecore_timescale_job_failures_total{}
+tradecore_lifecycle_failures_total{step}
 tradecore_start_timestamp_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
@@ -185,6 +193,21 @@ VALUES = {
     'stream_conflated_total{stream="ticker"}': 1043,
     'stream_closed_total{reason="slow"}': 1044,
     'stream_closed_total{reason="client"}': 0,
+    "retention_horizon_timestamp_seconds": 1_600_000_000,
+    'chunks{state="open",table="raw_trades"}': 8,
+    'chunks{state="compressed",table="raw_trades"}': 9,
+    'chunks_dropped_total{table="raw_trades"}': 1045,
+    'chunks_dropped_total{table="tickers"}': 0,
+    'chunks_compressed_total{table="raw_trades"}': 1046,
+    'chunks_compressed_total{table="tickers"}': 0,
+    'compression_saved_ratio{table="raw_trades"}': 0.92,
+    'timescale_jobs{state="ok"}': 10,
+    'timescale_jobs{state="waiting"}': 0,
+    'timescale_jobs{state="failed"}': 0,
+    'timescale_jobs{state="stalled"}': 0,
+    'timescale_jobs{state="paused"}': 0,
+    "timescale_job_failures_total": 1047,
+    'lifecycle_failures_total{step="drop"}': 1048,
     "start_timestamp_seconds": 1_700_000_000.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,

@@ -30,7 +30,7 @@ from tradecore.store import chunks as chunks_of
 from tradecore.store import horizon as horizon_of
 from tradecore.store import jobs as jobs_of
 from tradecore.store.candle_windows import LOCK_OUT_REFRESH
-from tradecore.store.chunks import Chunk, Server
+from tradecore.store.chunks import TABLES, Chunk, Server
 from tradecore.store.failure import TROUBLE, classify
 from tradecore.store.jobs import JobHealth
 from tradecore.store.store import Store
@@ -80,9 +80,9 @@ class LifecycleStats:
     saved: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By table: bytes of heap and index before its compressed days were, and after."""
     jobs: JobHealth = field(default_factory=JobHealth)
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TABLES, 0)))
     """Days, by table."""
-    compressed: Counter[str] = field(default_factory=Counter)
+    compressed: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(TABLES, 0)))
     """Days, by table; again each time that one is compressed again."""
     failures: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STEPS, 0)))
     trouble: dict[str, str] = field(default_factory=dict)

@@ -496,6 +496,67 @@ METRICS: tuple[Metric, ...] = (
         lambda s: _keyed(s.fan_out.closed),
     ),
     Metric(
+        "tradecore_retention_horizon_timestamp_seconds",
+        "gauge",
+        (),
+        "Older trades are given up, since 1970; absent while none are.",
+        lambda s: [] if s.lifecycle.horizon_us is None else [((), s.lifecycle.horizon_us / 1e6)],
+    ),
+    Metric(
+        "tradecore_chunks",
+        "gauge",
+        ("table", "state"),
+        "Days of a table, each a partition or chunk: open, compressed, or partial, which is"
+        " compressed with rows that came later.",
+        lambda s: s.lifecycle.chunks.items(),
+    ),
+    Metric(
+        "tradecore_chunks_dropped_total",
+        "counter",
+        ("table",),
+        "Days below the retention horizon that this daemon has dropped.",
+        lambda s: _keyed(s.lifecycle.dropped),
+    ),
+    Metric(
+        "tradecore_chunks_compressed_total",
+        "counter",
+        ("table",),
+        "Days that this daemon has compressed, again and again where trades came later.",
+        lambda s: _keyed(s.lifecycle.compressed),
+    ),
+    Metric(
+        "tradecore_compression_saved_ratio",
+        "gauge",
+        ("table",),
+        "Part of the disk space of heap and index that compression has saved, of the days that are"
+        " compressed, 0 to 1.",
+        lambda s: [
+            ((table,), 1 - after / before) for table, (before, after) in s.lifecycle.saved.items()
+        ],
+    ),
+    Metric(
+        "tradecore_timescale_jobs",
+        "gauge",
+        ("state",),
+        "Background jobs of TimescaleDB on our tables: ok, waiting for their first run, failed,"
+        " stalled, paused.",
+        lambda s: _keyed(s.lifecycle.jobs),
+    ),
+    Metric(
+        "tradecore_timescale_job_failures_total",
+        "counter",
+        (),
+        "Runs of these jobs that failed, by the server's count.",
+        lambda s: s.lifecycle.job_failures,
+    ),
+    Metric(
+        "tradecore_lifecycle_failures_total",
+        "counter",
+        ("step",),
+        "Steps of retention and compression that failed and were tried again.",
+        lambda s: _keyed(s.lifecycle.failures),
+    ),
+    Metric(
         "tradecore_start_timestamp_seconds",
         "gauge",
         (),

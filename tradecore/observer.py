@@ -15,6 +15,7 @@ from tradecore.errors import TransientStoreError
 from tradecore.feed.feed import Feed
 from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, FlushStats
 from tradecore.http.streams import Streams
+from tradecore.lifecycle import LifecycleStats
 from tradecore.refresher import RefreshStats
 from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
@@ -29,6 +30,7 @@ from tradecore.snapshot import (
     DatabaseState,
     Histogram,
     Holes,
+    Lifecycle,
     Line,
     PoolUse,
     Repair,
@@ -66,6 +68,7 @@ class Parts:
     sharing: Sharing | None
     refresh: RefreshStats
     streams: Streams
+    lifecycle: LifecycleStats
 
 
 class Observer:
@@ -234,6 +237,7 @@ class Observer:
             shards=Shards(held=len(parts.sharing.held), total=parts.sharing.total)
             if parts.sharing
             else Shards(),
+            lifecycle=self._lifecycle(),
             candles=Candles(
                 minutes_waiting=parts.refresh.minutes_waiting,
                 minutes_refreshed=parts.refresh.minutes_refreshed,
@@ -257,6 +261,22 @@ class Observer:
             receive_commit_latency=Histogram(
                 LATENCY_BOUNDS_S, tuple(stats.latency_counts.tolist()), stats.latency_sum_ns / 1e9
             ),
+        )
+
+    def _lifecycle(self) -> Lifecycle:
+        stats = self._parts.lifecycle
+        return Lifecycle(
+            horizon_us=stats.horizon_us,
+            waits=stats.waits,
+            chunks=dict(stats.chunks),
+            dropped=dict(stats.dropped),
+            compressed=dict(stats.compressed),
+            saved=dict(stats.saved),
+            jobs=stats.jobs.states,
+            job_failures=stats.jobs.failures,
+            job_trouble=stats.jobs.trouble,
+            failures=dict(stats.failures),
+            trouble=dict(stats.trouble),
         )
 
     def _symbols(self, wall_ns: int, oldest_ns: int) -> Iterator[SymbolState]:

@@ -187,6 +187,33 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lifecycle:
+    """Retention and compression of past days; tables are raw_trades and tickers."""
+
+    horizon_us: int | None
+    """Older trades are given up; None: none are, or it is not known yet."""
+    waits: str
+    """Why the horizon does not stand where RETENTION puts it; "" when it does."""
+    chunks: Mapping[tuple[str, str], int]
+    """Days by table and state: open, compressed, partial."""
+    dropped: Mapping[str, int]
+    compressed: Mapping[str, int]
+    """Days since the start, by table."""
+    saved: Mapping[str, tuple[int, int]]
+    """By table: bytes of heap and index before its compressed days were, and after."""
+    jobs: Mapping[str, int]
+    """TimescaleDB's jobs by state."""
+    job_failures: int
+    """Failed runs of these jobs, by the server's count."""
+    job_trouble: str
+    """What is wrong with them, "" when nothing is."""
+    failures: Mapping[str, int]
+    """By step."""
+    trouble: Mapping[str, str]
+    """Steps that failed the last time, each with the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One feed line, as seen from the trades."""
 
@@ -276,6 +303,7 @@ class Snapshot:
     lines: tuple[Line, ...]
     shards: Shards
     candles: Candles
+    lifecycle: Lifecycle
     fan_out: FanOut = field(default_factory=FanOut)
     received_per_s: float
     stored_per_s: float

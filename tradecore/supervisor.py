@@ -36,6 +36,7 @@ from tradecore.hole_news import HoleNews
 from tradecore.http.api import Api
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
+from tradecore.lifecycle import Lifecycle
 from tradecore.observer import Observer, Parts
 from tradecore.refresher import Refresher
 from tradecore.rest import trades
@@ -134,7 +135,9 @@ class Supervisor:
             settings, self._ring, self._capture, self._feed, self._on_added, self._on_changed
         )
         self._streams = Streams(
-            self._capture, lambda: Captured(self._roster.symbols, self._roster.streams)
+            self._capture,
+            lambda: Captured(self._roster.symbols, self._roster.streams),
+            settings.cors_origins,
         )
         self._news = HoleNews(self._store, self._streams.holes_wanted, self._streams.tell_hole)
         self._backfill = Backfill(
@@ -176,6 +179,7 @@ class Supervisor:
             self._backfill.look_soon,
         )
         self._refresher = Refresher(self._store)
+        self._lifecycle = Lifecycle(self._store, settings)
         self._sharing: Sharing | None = None
         if settings.shards:
             leases = Leases(lambda: self._store.pool, node_of(settings), settings.shards)
@@ -198,6 +202,7 @@ class Supervisor:
                 self._sharing,
                 self._refresher.stats,
                 self._streams,
+                self._lifecycle.stats,
             ),
         )
 
@@ -244,6 +249,7 @@ class Supervisor:
             "auditor": self._auditor.run(),
             "news": self._news.run(),
             "candles": self._refresher.run(),
+            "lifecycle": self._lifecycle.run(),
         }
         if self._sharing is not None:
             helpers["sharing"] = self._sharing.run()

@@ -5,12 +5,13 @@ shown as numbers and left to alerts: a hole of last week must not make a good da
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
-from tradecore.snapshot import LIVE, ConnectionState, Snapshot
+from tradecore.snapshot import LIVE, ConnectionState, Lifecycle, Snapshot
 
 DATABASE_AWAY_LIMIT_S = 30.0
 """How long the database may be away before the daemon is no longer ready."""
@@ -63,11 +64,20 @@ def assess(snapshot: Snapshot) -> Health:
 def _database_reasons(snapshot: Snapshot) -> list[Reason]:
     database = snapshot.database
     if database.reachable:
-        return []
+        return list(_lifecycle_reasons(snapshot.lifecycle))
     away_s = database.away_s or 0.0
     long = away_s > DATABASE_AWAY_LIMIT_S
     text = f"The database has been away for {away_s:.0f} s; trades wait in the ring."
     return [Reason("database_away", "database", long, text)]
+
+
+def _lifecycle_reasons(lifecycle: Lifecycle) -> Iterator[Reason]:
+    for step, error in lifecycle.trouble.items():
+        text = f"Old trades are not kept in order, {step} failed: {error}."
+        yield Reason(f"lifecycle_{step}", "database", False, text)
+    if lifecycle.job_trouble:
+        text = f"{lifecycle.job_trouble}; tradecore does this work itself."
+        yield Reason("timescale_jobs", "database", False, text)
 
 
 def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
@@ -147,7 +157,31 @@ def database_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
         **_verdict(health.of("database")),
         **asdict(snapshot.database),
         "pool": asdict(snapshot.pool),
+        **_lifecycle(snapshot.lifecycle),
         "lag_s": round(snapshot.ring.oldest_age_s, 3),
+    }
+
+
+def _lifecycle(lifecycle: Lifecycle) -> dict[str, Any]:
+    tables: dict[str, dict[str, Any]] = {}
+    for (table, state), days in sorted(lifecycle.chunks.items()):
+        tables.setdefault(table, {})[state] = days
+    for table, (before, after) in lifecycle.saved.items():
+        tables.setdefault(table, {})["compression"] = {
+            "heap_and_index_bytes_before": before,
+            "bytes_after": after,
+            "saved_ratio": round(1 - after / before, 4),
+        }
+    return {
+        "retention": {
+            "horizon": _iso(lifecycle.horizon_us),
+            "waits": lifecycle.waits or None,
+            "days_dropped": dict(lifecycle.dropped),
+        },
+        "days": tables,
+        "days_compressed": dict(lifecycle.compressed),
+        "jobs": dict(lifecycle.jobs),
+        "job_failures": lifecycle.job_failures,
     }
 
 
