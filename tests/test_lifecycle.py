@@ -28,7 +28,7 @@ from tradecore._symbols import SymbolTable
 from tradecore.lifecycle import Lifecycle, LifecycleStats
 from tradecore.settings import Settings
 from tradecore.store import chunks as chunks_of
-from tradecore.store import horizon
+from tradecore.store import horizon, trim
 from tradecore.store.chunks import chunks, read_server
 from tradecore.store.migrate import detect_level
 from tradecore.store.partitions import Partitions
@@ -48,9 +48,9 @@ async def give_up(db: Database, to: Any) -> int:
         if step is None:
             return steps
         assert await horizon.raise_horizon(db.conn, step)
-        found = await horizon.survey(db.conn, state, step)
-        await horizon.trim(db.conn, state, step, found)
-        await horizon.trim_audits(db.conn, step)
+        found = await trim.survey(db.conn, state, step)
+        await trim.trim(db.conn, state, step, found)
+        await trim.trim_audits(db.conn, step)
         steps += 1
 
 

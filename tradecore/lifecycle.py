@@ -196,9 +196,11 @@ class Lifecycle:
                 return
             if not await horizon_of.raise_horizon(conn, to):
                 return
-            found = await horizon_of.survey(conn, state, to)
-            await horizon_of.trim(conn, state, to, found)
-            await horizon_of.trim_audits(conn, to)
+            from tradecore.store import trim  # once a day: till then it costs no memory
+
+            found = await trim.survey(conn, state, to)
+            await trim.trim(conn, state, to, found)
+            await trim.trim_audits(conn, to)
             log.info(
                 "the retention horizon has moved",
                 extra={
