@@ -29,7 +29,7 @@ class Desk(Bench):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.captured = Captured(("BTCUSDT", "ETHUSDT"), ("trade", "ticker", "kline_1m"))
-        self.streams = Streams(self.capture, lambda: self.captured)
+        self.streams = Streams(self.capture, lambda: self.captured, ["https://desk.example"])
         self.server = SideServer("127.0.0.1", 0, lambda: HEALTHY, self.streams)
         self.session = aiohttp.ClientSession()
 
@@ -226,6 +226,8 @@ async def test_too_many_streams(desk: Desk, monkeypatch) -> None:
         ("/stream?streams=btcusdt@trade&timeUnit=NANOSECOND", {}, 400),
         ("/ws", {"Origin": "https://evil.example"}, 403),
         ("/ws", {"Origin": "null"}, 403),
+        ("/ws", {"Origin": ""}, 403),
+        ("/ws", {"Origin": "http://desk.example"}, 403),
         ("/ws", {"Host": "evil.example"}, 421),
     ],
 )
@@ -243,8 +245,9 @@ async def test_compression_is_not_agreed_to(desk: Desk) -> None:
         assert ws.compress == 0
 
 
-async def test_a_page_of_ours_may_connect(desk: Desk) -> None:
-    async with desk.connect("/ws", origin=desk.url("")) as ws:
+@pytest.mark.parametrize("origin", [None, "https://desk.example", "HTTPS://desk.example"])
+async def test_pages_that_may_connect(desk: Desk, origin: str | None) -> None:
+    async with desk.connect("/ws", origin=origin or desk.url("")) as ws:
         assert "result" in await ask(ws, "LIST_SUBSCRIPTIONS")
 
 

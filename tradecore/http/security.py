@@ -226,13 +226,14 @@ def _is_stream(request: web.Request) -> bool:
     return request.path in STREAM_PATHS or request.path.startswith("/ws/")
 
 
-def is_same_origin(request: web.Request) -> bool:
-    """Tell whether a request comes from no web page, or from one of ours.
+def may_open_stream(request: web.Request, origins: Collection[str]) -> bool:
+    """Tell whether a request comes from no web page, from one of ours, or from one of `origins`.
 
-    Of WebSockets browsers do not ask before, and show what comes to any page that opens one.
+    Before they open a WebSocket, browsers do not ask; whatever comes is shown to any page.
     """
-    origin = request.headers.get(hdrs.ORIGIN)
-    return origin is None or origin.partition("://")[2].lower() == request.host.lower()
+    origin = request.headers.get(hdrs.ORIGIN, "").lower()
+    is_ours = origin.partition("://")[2] == request.host.lower()
+    return hdrs.ORIGIN not in request.headers or is_ours or origin in origins
 
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")

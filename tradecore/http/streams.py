@@ -7,7 +7,7 @@ the fan-out. That is imported with the first client, so a daemon without any pay
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import WSCloseCode, web
@@ -46,12 +46,19 @@ class Captured(NamedTuple):
 class Streams:
     """All clients of live streams; `accept` is the handler of their paths."""
 
-    def __init__(self, capture: Capture, captured: Callable[[], Captured]) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        captured: Callable[[], Captured],
+        origins: Collection[str] = (),
+    ) -> None:
+        """`origins` are those of web pages, beside our own, that may open streams."""
         self.closed: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         self.holes_wanted = asyncio.Event()
         """Set while a client wants to hear of holes."""
         self._capture = capture
         self._captured = captured
+        self._origins = frozenset(origins)
         self._names: tuple[Captured, dict[str, str]] | None = None
         self.sessions: set[Session] = set()
         self._open = 0
@@ -100,7 +107,7 @@ class Streams:
         """Serve one client from its handshake to its end."""
         if self._closing or self._open >= CLIENTS_MAX:
             return security.error_answer(503, "Too many streams are open, or the daemon stops.")
-        if not security.is_same_origin(request):
+        if not security.may_open_stream(request, self._origins):
             return security.error_answer(403, "Pages of other origins are not served.")
         from tradecore._broadcast import Broadcast
         from tradecore.http.stream_session import Session
