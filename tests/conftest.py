@@ -7,7 +7,8 @@ empty one, `server_dsn` is the administrative database of their server. How to c
 * `pytestmark = pytest.mark.every_level` (or `@pytest.mark.every_level` on one test): once on each
   of plain, apache, community and timescale, see `tests/levels`. A level that this machine cannot
   have is skipped, and the summary says why.
-* `@pytest.mark.only_levels("plain", "apache")` narrows a test in such a file to these.
+* `@pytest.mark.only_levels("plain", "apache")` narrows a test in such a file to these; on a
+  parameter (`pytest.param(..., marks=...)`) it skips the others.
 * `@pytest.mark.two_sessions`: needs two sessions at once (one waits for the other's lock, one ends
   the other). The level community has one session for all connections, so the test skips there: it
   lets a connection in when no other is in a transaction.
@@ -80,6 +81,9 @@ def short_dir() -> Iterator[Path]:
 def level(request: pytest.FixtureRequest) -> str:
     """Name of the level that the test runs on."""
     name: str = getattr(request, "param", LEVELS[0])
+    only = request.node.get_closest_marker("only_levels")  # of a parameter
+    if only and name not in only.args:
+        pytest.skip(f"is about level {' and '.join(only.args)}")
     if name == COMMUNITY and request.node.get_closest_marker("two_sessions"):
         pytest.skip("needs two sessions, and the level community has only one")
     return name

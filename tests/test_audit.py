@@ -31,6 +31,8 @@ from tradecore.store import audit_sql
 from tradecore.store.audit import audit, put_klines
 from tradecore.store.pool import open_pool
 
+pytestmark = pytest.mark.every_level
+
 BTC, ETH = NAMES[:2]
 
 

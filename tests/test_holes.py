@@ -25,6 +25,8 @@ from tradecore.store.sink import HoleId, Sink
 from tradecore.store.store import Store
 from tradecore.store.verify import verify
 
+pytestmark = pytest.mark.every_level
+
 
 @pytest.fixture
 async def store(db: Database) -> AsyncIterator[Store]:

@@ -22,6 +22,8 @@ from tradecore.store.migrate import (
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import describe_server
 
+pytestmark = pytest.mark.every_level
+
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 FIRST = Migration(1, "001_first", "CREATE TABLE first (a int);\nINSERT INTO first VALUES (1);")
@@ -170,8 +172,9 @@ async def test_a_schema_of_its_own(empty: asyncpg.Connection) -> None:
 
 
 async def test_missing_rights_are_named(empty: asyncpg.Connection) -> None:
-    role = await empty.fetchval("SELECT current_database()")
-    await empty.execute(f"CREATE ROLE {role}; GRANT CONNECT ON DATABASE {role} TO {role}")
+    database = await empty.fetchval("SELECT current_database()")
+    role = f"{database}_role"
+    await empty.execute(f"CREATE ROLE {role}; GRANT CONNECT ON DATABASE {database} TO {role}")
     try:
         await empty.execute(f"SET ROLE {role}")
         with pytest.raises(StoreError, match=f"GRANT CREATE ON SCHEMA public TO {role}"):
@@ -197,6 +200,7 @@ async def test_a_server_that_takes_no_writes(empty: asyncpg.Connection) -> None:
         await migrate(empty)
 
 
+@pytest.mark.two_sessions
 async def test_a_lock_that_is_held_too_long(
     database: str, empty: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,9 +216,10 @@ async def test_a_lock_that_is_held_too_long(
     assert await migrate(empty)
 
 
+@pytest.mark.only_levels("plain", "apache", "timescale")
 async def test_another_encoding(database: str, empty: asyncpg.Connection) -> None:
     name = await empty.fetchval("SELECT current_database() || '_latin'")
-    await empty.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
+    await empty.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     connection = await asyncpg.connect(replace_database(database, name))
     with pytest.raises(StoreError, match="UTF8"):
         await migrate(connection)
@@ -248,7 +253,7 @@ def test_files_are_numbered_without_holes(tmp_path: Path) -> None:
         load_migrations(folder)
 
 
-@pytest.mark.usefixtures("plain_level")
+@pytest.mark.only_levels("plain")
 async def test_plain_is_plain(connection: asyncpg.Connection) -> None:
     assert await detect_level(connection) == "plain"
     kinds = await connection.fetch(
@@ -261,12 +266,12 @@ async def test_plain_is_plain(connection: asyncpg.Connection) -> None:
     }
 
 
+@pytest.mark.only_levels("apache", "community", "timescale")
 async def test_hypertables_where_there_is_timescaledb(connection: asyncpg.Connection) -> None:
-    if await detect_level(connection) == "plain":
-        pytest.skip("this server has no TimescaleDB (TRADECORE_TEST_DSN names another server)")
     assert (await describe_server(connection)).edition.startswith("timescale-")
     rows = await connection.fetch(
         "SELECT hypertable_name, time_interval FROM timescaledb_information.dimensions"
+        " WHERE hypertable_schema = current_schema()"
     )
     assert {row["hypertable_name"]: row["time_interval"].days for row in rows} == {
         "raw_trades": 1,

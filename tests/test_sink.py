@@ -22,6 +22,8 @@ from tradecore.store.partitions import Partitions
 from tradecore.store.pool import open_pool
 from tradecore.store.sink import HoleId, Sink, WriteResult
 
+pytestmark = pytest.mark.every_level
+
 
 async def test_trades_are_stored_as_they_are(db: Database) -> None:
     rows = batch((0, 1, 300), (2, 2**32, 2**32 + 50), (1, 0, 0))
@@ -45,6 +47,7 @@ async def test_extremes(db: Database) -> None:
     assert text == "92233720368.54775807"
 
 
+@pytest.mark.only_levels("plain")
 async def test_days_get_their_partitions(db: Database) -> None:
     midnight = 20_000 * 86_400_000_000
     rows = trades(
@@ -62,6 +65,7 @@ async def test_days_get_their_partitions(db: Database) -> None:
     assert [day[0][-8:] for day in days] == ["20241003", "20241004", "20241113"]
 
 
+@pytest.mark.only_levels("plain")
 async def test_a_partition_that_was_dropped_comes_back(db: Database) -> None:
     await db.sink.write_trades(batch((0, 1, 5)))
     for (name,) in await db.conn.fetch(

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pytest
 from store_desk import (
     NAMES,
     NOW_US,
@@ -22,6 +23,8 @@ from tradecore.schema import (
     TICKER_DTYPE,
 )
 from tradecore.store.sink import WriteResult
+
+pytestmark = pytest.mark.every_level
 
 
 def states(dtype: Any, decimals: tuple[str, ...], *rows: dict[str, int]) -> Any:

@@ -9,6 +9,8 @@ from tradecore.schema import FLAG_VOID
 from tradecore.store import times
 from tradecore.store.times import MARK_EVERY, time_window
 
+pytestmark = pytest.mark.every_level
+
 STEP_US = 1000
 
 

@@ -9,6 +9,8 @@ from tradecore.errors import DifferenceError, StoreError
 from tradecore.store.partitions import Partitions
 from tradecore.store.verify import Difference, Hole, VerifyReport, verify
 
+pytestmark = pytest.mark.every_level
+
 START = datetime(2024, 8, 8, 23, 0, tzinfo=UTC)
 
 
@@ -251,6 +253,7 @@ async def test_many_differences_are_counted_not_kept(
     assert report.difference_count == 100
 
 
+@pytest.mark.two_sessions
 async def test_one_snapshot_while_others_write(
     recorder: Recorder, migrated_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
