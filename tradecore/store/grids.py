@@ -49,7 +49,7 @@ class Grid:
     offset_us: int
     """By how much the zone's clock is ahead of UTC."""
     origin_us: int
-    """The begin of one of the candles."""
+    """The begin of one of the candles, the first after 1970; of months, that of January 1970."""
     table: str
 
     @property
@@ -87,6 +87,7 @@ def grid(interval: str, offset_us: int = 0) -> Grid:
     """Return the grid of an interval of INTERVALS; `offset_us` is a whole number of minutes."""
     width = INTERVALS[interval]
     origin = (_MONDAY if interval == "1w" else 0) - offset_us
+    origin = origin % width if width else origin
     table = max(
         (name for name, own in TABLES.items() if width % own == 0 and origin % own == 0),
         key=TABLES.__getitem__,
