@@ -6,7 +6,10 @@ import json
 import random
 from pathlib import Path
 
+import orjson
 import pytest
+from codec_check import make_table
+from fuzz_fastparse import mutated
 
 from tests.plain_frames import (
     CANDLE,
@@ -15,6 +18,7 @@ from tests.plain_frames import (
     TRADE,
     Members,
     compact,
+    corpus,
     in_microseconds,
     loose,
     wrapped,
@@ -22,6 +26,7 @@ from tests.plain_frames import (
 from tests.test_capture import Bench, trade
 from tests.ws_frames import payloads
 from tradecore._broadcast import Broadcast, Key
+from tradecore._fastparse import FrameError, parse_event
 from tradecore._reframe import COMBINED, KINDS, MICRO, reframe
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "frames"
@@ -187,6 +192,35 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
         reframe(0, compact(wrapped(event, name)), name.encode(), COMBINED | MICRO, "fast")
     )
     assert payload == compact(wrapped(event, name))
+
+
+def test_mutated_frames_that_the_codec_takes_mean_the_same_on_both_ways() -> None:
+    dice = random.Random(11)
+    table = make_table()
+    seeds = corpus()
+    kinds = {"trade": 0, "ticker": 1, "kline": 2}
+    fast = slow = 0
+    while fast < 3000:
+        frame = dice.choice(seeds)
+        if dice.random() < 0.8:
+            frame = mutated(frame, dice, seeds)
+        try:
+            kind = kinds[parse_event(frame, table)[0]]
+        except (FrameError, KeyError):
+            continue
+        mode = dice.choice(MODES)
+        try:
+            (exact,) = payloads(reframe(kind, frame, b"x@y", mode, "slow"))
+        except orjson.JSONDecodeError:
+            continue  # half a character in a string that nobody needs
+        slow += 1
+        try:
+            (quick,) = payloads(reframe(kind, frame, b"x@y", mode, "fast"))
+        except ValueError:
+            continue
+        fast += 1
+        assert orjson.loads(quick) == orjson.loads(exact), frame
+    assert slow > fast
 
 
 def recorded_trades() -> list[bytes]:

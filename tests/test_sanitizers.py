@@ -1,4 +1,4 @@
-"""The codec under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""The codec, and what makes frames for clients, under the sanitizers of addresses and behaviour.
 
 The extension is built a second time, into a folder of its own, and run in a process of its own:
 the sanitizers must be loaded before Python, and pytest would swallow their report.
@@ -14,7 +14,10 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "tradecore"
-CODEC = [PACKAGE / f"{name}.pyx" for name in ("_symbols", "_json", "_slowparse", "_fastparse")]
+CODEC = [
+    PACKAGE / f"{name}.pyx"
+    for name in ("_symbols", "_json", "_slowparse", "_fastparse", "_reframe")
+]
 
 # Optimisation hides nothing at -O1; -fno-wrapv undoes a flag of CPython's that hides overflow.
 C_FLAGS = (
@@ -30,6 +33,7 @@ from libc.string cimport memcpy, memset
 
 from tradecore._event cimport event_t
 from tradecore._fastparse cimport parse_event_c
+from tradecore._reframe cimport FRAME_SLACK, find_times, payload_t, write_frame
 from tradecore._symbols cimport SymbolTable
 
 
@@ -42,8 +46,22 @@ def parse_exact(bytes payload, SymbolTable symbols, Py_ssize_t lie):
     memcpy(block, <const char *>payload, size)
     status = parse_event_c(block, size + lie, &symbols.table, event)
     free(event)
+    if lie == 0:
+        reframe_exact(block, size)
     free(block)
     return status
+
+
+cdef int reframe_exact(const char *block, Py_ssize_t size) except -1:
+    cdef payload_t payload
+    cdef char *frame
+    for kind in range(3):
+        if find_times(kind, block, size, &payload):
+            frame = <char *>malloc(payload.size + 13 + FRAME_SLACK)
+            for mode in range(4):
+                write_frame(frame, &payload, b"btcusdt@trade", 13, mode)
+            free(frame)
+    return 0
 
 
 def double_it(int64_t number):
