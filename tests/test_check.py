@@ -103,7 +103,7 @@ async def test_all_is_well(
     assert {line.split()[0] for line in lines} == {"ok"}
     whats = [line.split()[1] for line in lines]
     assert whats == [
-        *("settings", "folder", "disk", "ring", "database", "schema", "clock"),
+        *("settings", "folder", "disk", "ring", "database", "schema", "retention", "clock"),
         *("venue", "clock", "symbols", "venue"),
     ]
     text = "\n".join(lines)

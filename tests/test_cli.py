@@ -206,7 +206,7 @@ async def test_verify(connection: asyncpg.Connection, migrated_database: str) ->
     assert json.loads(done.out) == {
         "event": "verified",
         **{"symbols": 2, "ranges": 2, "rows": 53, "expected_rows": 53},
-        **{"difference_count": 0, "holes": 0, "absent": 0},
+        **{"difference_count": 0, "holes": 0, "absent": 0, "horizon": None},
     }
     await connection.execute("DELETE FROM raw_trades WHERE trade_id BETWEEN 20 AND 22")
     done = await tradecore("verify", DATABASE_URL=migrated_database)

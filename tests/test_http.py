@@ -114,6 +114,9 @@ def assert_secure(headers):
             "degraded",
             ["connection_not_live"],
         ),
+        ({"lifecycle__job_trouble": "Jobs fail: x"}, "degraded", ["timescale_jobs"]),
+        ({"lifecycle__trouble": {"drop": "why"}}, "degraded", ["lifecycle_drop"]),
+        ({"lifecycle__waits": "candles"}, "ok", []),
         ({"ring__above_high_water": True}, "failed", ["ring_above_high_water"]),
         (
             {**AWAY, "database__away_s": 31.0, **DEAD_FEED, "ring__above_high_water": True},
@@ -235,6 +238,36 @@ async def test_database_health_is_503_as_soon_as_it_is_away():
     assert (answer["status"], answer["last_error"]) == ("degraded", "connection refused")
     assert answer["pool"] == {"idle": 3, "used": 1, "limit": 20}
     assert feed.status == 200
+
+
+async def test_database_health_tells_what_becomes_of_old_trades():
+    trouble = "Jobs of TimescaleDB are reported as failed: compression of raw_trades (why)"
+    async with serving(changed(lifecycle__job_trouble=trouble)) as server:
+        response, body = await fetch(server, "/health/db")
+        ready, _ = await fetch(server, "/ready")
+    answer = json.loads(body)
+    assert (response.status, ready.status, answer["status"]) == (200, 200, "degraded")
+    assert answer["reasons"] == [
+        {"code": "timescale_jobs", "text": f"{trouble}; tradecore does this work itself."}
+    ]
+    assert answer["retention"] == {
+        "horizon": "2020-09-13T12:26:40.000+00:00",
+        "waits": None,
+        "days_dropped": {"raw_trades": 1045, "tickers": 0},
+    }
+    assert answer["days"] == {
+        "raw_trades": {
+            "open": 8,
+            "compressed": 9,
+            "compression": {
+                "heap_and_index_bytes_before": 1000,
+                "bytes_after": 80,
+                "saved_ratio": 0.92,
+            },
+        }
+    }
+    assert answer["days_compressed"] == {"raw_trades": 1046, "tickers": 0}
+    assert (answer["jobs"]["ok"], answer["job_failures"]) == (10, 1047)
 
 
 async def test_binance_health_lists_connections_and_symbols():

@@ -2,7 +2,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from unittest.mock import patch
 
@@ -29,6 +30,7 @@ from tradecore.lifecycle import Lifecycle, LifecycleStats
 from tradecore.settings import Settings
 from tradecore.store import chunks as chunks_of
 from tradecore.store import horizon, trim
+from tradecore.store.candles import WIDTHS, read_kind, refresh
 from tradecore.store.chunks import chunks, read_server
 from tradecore.store.migrate import detect_level
 from tradecore.store.partitions import Partitions
@@ -409,3 +411,72 @@ async def test_jobs_that_fail_are_told_and_the_work_is_done(db: Database) -> Non
         if failed:
             assert "compression of raw_trades" in stats.jobs.trouble
             assert all(one.sqlstate and one.error for one in ours if one.state == "failed")
+
+
+# ---- candles -------------------------------------------------------------------------------------
+
+
+async def candles_below(db: Database, moment: datetime) -> dict[str, list[tuple[Any, ...]]]:
+    """All candles that end by `moment`, by width."""
+    found = {}
+    for width, step in WIDTHS.items():
+        rows = await db.conn.fetch(
+            f"SELECT * FROM candles_{width} WHERE bucket <= $1 ORDER BY bucket, symbol",
+            moment - step,
+        )
+        found[width] = [tuple(row) for row in rows]
+    return found
+
+
+def minutes_of(trades: list[Trade], below: datetime) -> list[tuple[Any, ...]]:
+    """Minute, symbol, open, close, volume, number and ids of trades, from the trades."""
+    groups: dict[tuple[datetime, str], list[Trade]] = {}
+    for one in trades:
+        minute = at(one.us).replace(second=0, microsecond=0)
+        if minute < below:
+            groups.setdefault((minute, one.symbol), []).append(one)
+    rows = []
+    for key, group in sorted(groups.items()):
+        group.sort(key=lambda one: one.trade_id)
+        prices = [1 + Decimal(one.trade_id).scaleb(-8) for one in group]
+        volume = sum((10**7 + one.trade_id % 1000 for one in group), 0)
+        ids = group[0].trade_id, group[-1].trade_id
+        rows.append((*key, prices[0], prices[-1], Decimal(volume).scaleb(-8), len(group), *ids))
+    return rows
+
+
+async def test_candles_outlive_their_trades(db: Database) -> None:
+    """Whatever refreshes them later: the daemon, by hand or by a policy of the server."""
+    begin = (await db.conn.fetchval("SELECT clock_timestamp()")).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    ) - 3 * DAY
+    trades = history("BTCUSDT", days=3, every_s=20, begin=begin)
+    trades += history("ETHUSDT", days=3, every_s=500, begin=begin)
+    await put(db, trades)
+    kind = await read_kind(db.conn, await detect_level(db.conn))
+    await refresh(db.conn, kind, begin, begin + 3 * DAY)
+    await candles_done(db.conn)
+    to = begin + 2 * DAY
+    before = await candles_below(db, to)
+    assert [(*row[:3], row[5], row[6], row[8], *row[11:13]) for row in before["1m"]] == minutes_of(
+        trades, to
+    )
+    assert [row[8] for row in before["1d"]] == [4320, 173, 4320, 173]
+    # The newest trade, of the last minute of a day, sets the age.
+    async with opened(db.dsn, retention_s=int(0.99 * 86_400), compress_after_s=86_400) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+        assert lifecycle.stats.horizon_us == us(to)
+    assert await db.conn.fetchval("SELECT min(timestamp) FROM raw_trades") == to
+    assert await candles_below(db, to) == before
+    await refresh(db.conn, kind, begin, begin + 3 * DAY, raw_from=to)
+    assert await candles_below(db, to) == before
+    if kind.aggregates:
+        jobs = await db.conn.fetch(
+            "SELECT job_id FROM timescaledb_information.jobs"
+            " WHERE proc_name = 'policy_refresh_continuous_aggregate' ORDER BY 1"
+        )
+        assert len(jobs) == len(WIDTHS)
+        for (job_id,) in jobs:
+            await db.conn.execute(f"CALL run_job({job_id})")
+        assert await candles_below(db, to) == before

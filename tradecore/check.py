@@ -24,9 +24,12 @@ from tradecore.errors import (
     TradecoreError,
 )
 from tradecore.settings import Settings
+from tradecore.values import spoken
 
 if TYPE_CHECKING:
     import asyncpg
+
+    from tradecore.store.migrate import Level
 
 VENUE_LIMIT_S = 15.0
 CLOCK_TOLERANCE_MS = 250.0
@@ -170,7 +173,7 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("warn", "database", warning)
     try:
         async with open_database(settings) as connection:
-            async for finding in _server(connection):
+            async for finding in _server(settings, connection):
                 yield finding
     except TradecoreError as error:
         yield Finding("fail", "database", str(error), exit_code=error.exit_code)
@@ -202,7 +205,7 @@ def _dsn_warnings(settings: Settings) -> tuple[str, ...]:
         return ()  # told when it is opened
 
 
-async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
+async def _server(settings: Settings, connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
     from tradecore.store.migrate import check
     from tradecore.store.pool import describe_server
     from tradecore.store.raise_level import possible_level
@@ -234,6 +237,8 @@ async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
                     f"the tables are of level {state.level} and the server can do {possible}",
                     "`tradecore migrate --raise-level` moves them; it copies what is stored",
                 )
+            async for finding in _old_trades(settings, connection, state.level):
+                yield finding
     samples = []
     for _ in range(_CLOCK_SAMPLES):
         begin_ns = clock.wall_ns()
@@ -242,6 +247,42 @@ async def _server(connection: "asyncpg.Connection") -> AsyncIterator[Finding]:
         )
         samples.append((begin_ns, time_us * 1000, clock.wall_ns()))
     yield _clock("database", samples, resolution_ms=0)
+
+
+async def _old_trades(
+    settings: Settings, connection: "asyncpg.Connection", level: "Level"
+) -> AsyncIterator[Finding]:
+    """Tell what becomes of trades with time, and whether the server's own jobs for it work."""
+    from tradecore.store.chunks import chunks, read_server, saved
+    from tradecore.store.horizon import read_state
+    from tradecore.store.jobs import health
+
+    server = await read_server(connection, level)
+    state = await read_state(connection)
+    kept = "kept for ever"
+    if settings.retention_s is not None:
+        kept = f"kept for {spoken(settings.retention_s)}"
+    since = f", given up below {state.raw_from:%Y-%m-%d}" if state.raw_from else ""
+    days = [one for one in await chunks(connection, server) if one.table == "raw_trades"]
+    text = f"trades are {kept}{since}, {len(days)} days are there"
+    if level != "community":
+        text += f"; level {level} has no compression"
+    elif settings.compress_after_s is None:
+        text += "; they are not compressed"
+    else:
+        closed = sum(one.state != "open" for one in days)
+        text += (
+            f", {closed} of them compressed, as each is after {spoken(settings.compress_after_s)}"
+        )
+        if sizes := (await saved(connection, server)).get("raw_trades"):
+            text += f" ({1 - sizes[1] / sizes[0]:.1%} of heap and index saved)"
+    yield Finding("ok", "retention", text)
+    jobs = await health(connection, server)
+    if trouble := jobs.trouble:
+        mend = "`run` does their work itself; see timescaledb_information.job_errors"
+        yield Finding("warn", "retention", trouble, mend)
+    elif jobs.jobs:
+        yield Finding("ok", "retention", f"jobs of TimescaleDB: {len(jobs.jobs)}, none has failed")
 
 
 def _clock(whose: str, samples: list[tuple[int, int, int]], resolution_ms: float) -> Finding:

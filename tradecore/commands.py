@@ -129,6 +129,7 @@ async def verify(settings: Settings, *, symbol: str | None) -> int:
             name: getattr(report, name)
             for name in ("symbols", "ranges", "rows", "expected_rows", "difference_count")
         }
+        counts |= {"horizon": report.horizon and report.horizon.isoformat()}
         counts |= {"holes": len(report.open_holes), "absent": len(report.absent_holes)}
         print_json("verified", counts)
     report.raise_if_different()
@@ -186,6 +187,7 @@ def _print_report(report: "VerifyReport") -> None:
         f"{report.rows:,} rows of {report.symbols} symbols counted, "
         f"{report.expected_rows:,} by the ledger, {len(report.open_holes):,} holes, "
         f"{len(report.absent_holes):,} absent at the venue"
+        + (f", from {report.horizon:%Y-%m-%d} on" if report.horizon else "")
     )
 
 
