@@ -113,7 +113,7 @@ export class Client {
       case 'p': case 'd': case 'c': case 'f': return // of a password or COPY that nobody asked for
       default: this.pending.push(m)
     }
-    if (type === 'S' || type === 'H') await this.extended(this.pending.splice(0), type === 'S')
+    if (type === 'S' || type === 'H') await this.extended(this.pending.splice(0))
   }
 
   // PGlite waits for no data, so they are held back until all have come.
@@ -131,7 +131,12 @@ export class Client {
 
   // Names of prepared statements become the client's own; statements that another client's
   // DEALLOCATE ALL took away are prepared again. What the client did not ask for, it is not told.
-  async extended(batch, ends) {
+  async extended(batch) {
+    const flushes = wire.type(batch.at(-1)) === 'H'
+    // asyncpg prepares a statement without Sync and may leave it at that. Nothing runs then, so the
+    // session can be given back all the same.
+    const prepares = flushes && !batch.some(m => 'BEF'.includes(wire.type(m)))
+    if (prepares) batch.splice(-1, 1, wire.sync)
     const request = []
     const parses = [] // in the order of their ParseComplete: the client's name, null when ours
     const closes = [] // in the order of their CloseComplete: whether it is the client's
@@ -191,6 +196,7 @@ export class Client {
         switch (wire.type(m)) {
           case '1': return parses[parsed++] !== null
           case '3': return closes[closed++]
+          case 'Z': return !prepares
           default: return true
         }
       })
@@ -206,7 +212,7 @@ export class Client {
     await this.answer(() => {
       batch.forEach(m => request.push(rename(m)))
       return Buffer.concat(request)
-    }, told, texts, ends)
+    }, told, texts, prepares || !flushes)
   }
 
   // Run a request at the client's turn and send what `told` leaves of the reply.
@@ -219,10 +225,7 @@ export class Client {
         const kept = told([...wire.messages(raw)])
         if (texts.some(sql => SETS.test(sql))) this.touched = true
         if (texts.some(sql => FORGETS.test(sql)) && session.status !== 'E') this.recount()
-        if (texts.some(sql => RESETS.test(sql)) && session.status !== 'E') {
-          this.settings = this.initial
-          session.configure(this)
-        }
+        if (texts.some(sql => RESETS.test(sql)) && session.status !== 'E') session.reset(this)
         return kept.filter(m => wire.type(m) !== 'N' || !NOISE.test(wire.fields(m).M))
       }, ends)
     } catch (e) {

@@ -94,28 +94,35 @@ export class Session {
   #enter(client) {
     if (this.last?.touched) this.#keep(this.last)
     this.last = null
-    this.ask(`RESET SESSION AUTHORIZATION; RESET ALL; ${this.#settings(client)}`)
+    this.#configure(client)
     this.last = client
   }
 
-  // Give the session the settings of a client, after its RESET ALL.
-  configure(client) {
-    this.ask(this.#settings(client))
+  // Do what RESET ALL means for a client: go back to the settings of its start.
+  reset(client) {
+    this.#noteRole(client)
+    client.settings = client.initial
+    this.#configure(client)
   }
 
-  #settings({ settings, user, role }) {
+  #configure({ settings, user, role }) {
     const values = Object.entries({ ...SERVER, ...settings })
       .map(([name, value]) => `set_config(${literal(name)}, ${literal(value)}, false)`)
-    return `SELECT ${values.join(', ')}`
+    // To RESET the authorization does nothing in a backend that nobody logged in to.
+    this.ask(`RESET ROLE; SET SESSION AUTHORIZATION postgres; RESET ALL; SELECT ${values.join(', ')}`
       + (user === 'postgres' ? '' : `; SET SESSION AUTHORIZATION ${literal(user)}`)
-      + (role === 'none' ? '' : `; SET ROLE ${literal(role)}`)
+      + (role === 'none' ? '' : `; SET ROLE ${literal(role)}`))
+  }
+
+  #noteRole(client) {
+    const [[role, user]] = this.ask("SELECT current_setting('role'), session_user")
+    Object.assign(client, { role, user })
   }
 
   // Note what a client has set, to give it back at its next turn.
   #keep(client) {
     client.touched = false
-    const [[role, user]] = this.ask("SELECT current_setting('role'), session_user")
-    Object.assign(client, { role, user })
+    this.#noteRole(client)
     client.settings = Object.fromEntries(
       this.ask("SELECT name, setting FROM pg_settings WHERE source = 'session'"))
   }
