@@ -257,6 +257,72 @@ async def test_a_reader_delays_the_drop_and_no_writer_waits(db: Database) -> Non
     assert min(await days_of(db, "raw_trades")) == (START + 2 * DAY).date()
 
 
+async def test_a_step_that_was_broken_off_is_ended(db: Database) -> None:
+    trades = history("BTCUSDT", days=4.5, every_s=600)
+    await put(db, trades)
+    await candles_done(db.conn)
+    to = START + 2 * DAY
+    state = await horizon.read_state(db.conn)
+    for step in (START, START + DAY):  # as far as it got: nothing is stored below, nothing trimmed
+        assert await horizon.raise_horizon(db.conn, step)
+        report = await verify(db.conn)
+        assert (report.differences, report.rows) == ([], len(trades))
+        if step == START:
+            await trim.trim(db.conn, state, step, await trim.survey(db.conn, state, step))
+    symbols = SymbolTable()
+    late = [Trade("ETHUSDT", n, us(START + 0.9 * DAY) + n * 10**9) for n in range(20)]
+    result = await db.sink.write_trades(rows_of(late, symbols), symbols=symbols)
+    kept = [one for one in late if at(one.us) >= START + DAY]
+    assert (result.stored, result.expired) == (len(kept), len(late) - len(kept))
+    await candles_done(db.conn)
+    async with opened(db.dsn, retention_s=int(2.4 * 86_400), compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+    await check(db, expected([*trades, *kept], {}, to), to)
+
+
+async def test_the_proof_goes_on_above_the_horizon(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3.5, every_s=600))
+    await candles_done(db.conn)
+    to, later = START + 2 * DAY, START + 2.2 * DAY
+    minute = timedelta(minutes=1)
+    await db.conn.execute(
+        "INSERT INTO audit_state (symbol, proven_from, proven_through, audited_through, no_kline)"
+        " VALUES ('A', $1, $1, $3, tstzmultirange(tstzrange($1, $2))),"
+        " ('B', $1, $2, $3, tstzmultirange(tstzrange($2, $3))), ('C', NULL, NULL, $1, '{}'),"
+        " ('D', $2, $3, $3, '{}'), ('E', NULL, NULL, NULL, '{}')",
+        START,
+        later,
+        START + 3 * DAY,
+    )
+    await db.conn.executemany(
+        "INSERT INTO trade_audits (symbol, open_time, state, reason) VALUES ($1, $2, $3, 'count')",
+        [("A", START + minute, "mismatch"), ("A", later + minute, "mismatch")],
+    )
+    await db.conn.execute(
+        "INSERT INTO dead_letters (kind, symbol, payload, parked_at)"
+        " VALUES ('trade', 'A', '{}', $1), ('trade', 'A', '{}', $2)",
+        to - minute,
+        to + minute,
+    )
+    await give_up(db, to)
+    rows = await db.conn.fetch(
+        "SELECT symbol, proven_from, proven_through, audited_through, no_kline"
+        " FROM audit_state ORDER BY symbol"
+    )
+    whole = START + 3 * DAY
+    gap = [asyncpg.Range(to, later)]
+    assert [tuple(row) for row in rows] == [
+        ("A", to, to, whole, gap),
+        ("B", to, later, whole, [asyncpg.Range(later, whole)]),
+        ("C", None, None, to, []),
+        ("D", later, whole, whole, []),
+        ("E", None, None, None, []),
+    ]
+    assert await db.conn.fetch("SELECT open_time FROM trade_audits") == [(later + minute,)]
+    assert await db.conn.fetch("SELECT parked_at FROM dead_letters") == [(to + minute,)]
+
+
 # ---- TimescaleDB ---------------------------------------------------------------------------------
 
 full = pytest.mark.only_levels("community", "timescale")

@@ -113,7 +113,7 @@ class Lifecycle:
             except TransientStoreError:
                 pause_s = _RETRY_S  # the flusher meets it too, and reports it
                 continue
-            if self.stats.trouble:
+            if self.stats.trouble or self.stats.waits:
                 pause_s = min(_RETRY_S + backoff.next_delay_s(), INTERVAL_S)
                 continue
             backoff.reset()

@@ -19,6 +19,7 @@ SPARE = timedelta(days=2)
 
 _STALLED = timedelta(minutes=15)
 _RAN_ALL_THE_SAME = "24000"
+_SHOWN = 3
 
 _ORDER = {"raw_trades": "timestamp, trade_id", "tickers": "timestamp"}
 
@@ -54,7 +55,7 @@ WHERE j.proc_name LIKE 'policy\\_%' AND (
     j.hypertable_schema = current_schema() AND (
         j.hypertable_name = ANY($1::text[]) OR j.hypertable_name LIKE 'candles\\_%')
     OR v.view_schema = current_schema() AND v.view_name LIKE 'candles\\_%')
-ORDER BY j.job_id
+ORDER BY j.proc_name = 'policy_refresh_continuous_aggregate', j.job_id
 """
 
 JobState = Literal["ok", "waiting", "failed", "stalled", "paused"]
@@ -107,8 +108,13 @@ class JobHealth:
         """What is wrong, in a sentence; "" when nothing is."""
         parts = []
         if failed := [job for job in self.jobs if job.state == "failed"]:
-            names = ", ".join(job.name for job in failed)
-            parts.append(f"Jobs of TimescaleDB are reported as failed: {names} ({failed[0].error})")
+            names = ", ".join(job.name for job in failed[:_SHOWN])
+            if len(failed) > _SHOWN:
+                names += f" and {len(failed) - _SHOWN} more"
+            ran = ", although they ran" if all(job.did_run for job in failed) else ""
+            parts.append(
+                f"Jobs of TimescaleDB are reported as failed{ran}: {names} ({failed[0].error})"
+            )
         if stalled := [job for job in self.jobs if job.state == "stalled"]:
             parts.append(
                 f"{len(stalled)} jobs of TimescaleDB do not run, {stalled[0].name} first"
