@@ -1,7 +1,7 @@
 """Many clients of the live streams in one process, for the bench of the fan-out.
 
 Each counts the frames that come and checks at the end that no trade was left out; the first one
-also notes when each trade came. Prints a line when data flow, and the result as JSON.
+also notes when each trade came. Prints a line when data flow, and leaves the result in a file.
 """
 
 import argparse
@@ -10,11 +10,11 @@ import json
 import re
 import resource
 import time
+from pathlib import Path
 
 import uvloop
 
-TRADE = re.compile(rb'"s":"([A-Z]+)","t":(\d+)')
-ANY = re.compile(rb'"t":(\d+)')
+TRADE = re.compile(rb'"E":(\d+),"s":"([A-Z]+)","t":(\d+)')
 REQUEST = (
     "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -30,7 +30,8 @@ class Client(asyncio.Protocol):
         self._rest = b""
         self.flowing = asyncio.Event()
         self.trades = 0
-        self.notes: list[tuple[str, int, int]] = []
+        self.notes: list[tuple[str, int, int, int]] = []
+        """Symbol, id, when it came, the venue's event time as it was sent."""
         self.first: dict[str, int] = {}
         self.last: dict[str, int] = {}
         self.closed = False
@@ -48,9 +49,9 @@ class Client(asyncio.Protocol):
             data = self._rest + data
             end = data.rfind(b"}") + 1
             self._rest = data[end:]
-            for symbol, number in TRADE.findall(data, 0, end):
+            for event_time, symbol, number in TRADE.findall(data, 0, end):
                 name, trade_id = symbol.decode(), int(number)
-                self.notes.append((name, trade_id, now_us))
+                self.notes.append((name, trade_id, now_us, int(event_time)))
                 self.first.setdefault(name, trade_id)
                 self.last[name] = trade_id
                 self.trades += 1
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("path")
     parser.add_argument("count", type=int)
     parser.add_argument("seconds", type=float)
+    parser.add_argument("result", type=Path)
     options = parser.parse_args()
     work = run("127.0.0.1", options.port, options.path, options.count, options.seconds)
-    print(json.dumps(uvloop.run(work)))
+    options.result.write_text(json.dumps(uvloop.run(work)))

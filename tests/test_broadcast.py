@@ -6,7 +6,6 @@ import json
 import random
 from pathlib import Path
 
-import orjson
 import pytest
 from codec_check import make_table
 from fuzz_fastparse import mutated
@@ -209,17 +208,14 @@ def test_mutated_frames_that_the_codec_takes_mean_the_same_on_both_ways() -> Non
         except (FrameError, KeyError):
             continue
         mode = dice.choice(MODES)
-        try:
-            (exact,) = payloads(reframe(kind, frame, b"x@y", mode, "slow"))
-        except orjson.JSONDecodeError:
-            continue  # half a character in a string that nobody needs
+        (exact,) = payloads(reframe(kind, frame, b"x@y", mode, "slow"))
         slow += 1
         try:
             (quick,) = payloads(reframe(kind, frame, b"x@y", mode, "fast"))
         except ValueError:
             continue
         fast += 1
-        assert orjson.loads(quick) == orjson.loads(exact), frame
+        assert json.loads(quick) == json.loads(exact), frame
     assert slow > fast
 
 

@@ -7,6 +7,8 @@ where they stand; any other spelling that the codec took is read as JSON and pri
 keeps decimals as they are, because on the wire they are strings.
 """
 
+import json
+
 import orjson
 
 from libc.stdint cimport int64_t
@@ -222,7 +224,16 @@ cdef bytes respell(int kind, bytes message, bint micro):
 
     Raises ValueError for what the codec would not have taken.
     """
-    event = orjson.loads(message)
+    try:
+        event = orjson.loads(message)
+    except orjson.JSONDecodeError:
+        # Half a character, escaped, in a string that nobody needs.
+        event = json.loads(message)
+        return json.dumps(_converted(event, kind, micro), separators=(",", ":")).encode()
+    return orjson.dumps(_converted(event, kind, micro))
+
+
+cdef dict _converted(dict event, int kind, bint micro):
     if "stream" in event and isinstance(event.get("data"), dict):
         event = event["data"]
     _convert(event, "E", micro, False)
@@ -234,7 +245,7 @@ cdef bytes respell(int kind, bytes message, bint micro):
     else:
         _convert(event["k"], "t", micro, False)
         _convert(event["k"], "T", micro, True)
-    return orjson.dumps(event)
+    return event
 
 
 cdef int _convert(dict event, str key, bint micro, bint is_end) except -1:
