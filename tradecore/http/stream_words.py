@@ -23,7 +23,7 @@ TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 
 UNKNOWN_PROPERTY, NOT_BOOLEAN, INVALID_REQUEST, INVALID_JSON, TOO_MANY = range(5)
 
-_ID = re.compile(r"[0-9A-Za-z]{1,36}", re.ASCII)
+_ID = re.compile(r"[0-9A-Za-z_-]{1,36}", re.ASCII)  # the venue's own library sends a UUID
 _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 RequestId = int | str | None
@@ -151,10 +151,15 @@ def not_captured(names: Iterable[str]) -> RefusedError:
 
 
 def names_in_url(path: str, query: Mapping[str, str], listed: str) -> tuple[str, ...]:
-    """Return the streams that a URL names: `/ws/<a>/<b>` or `/stream?streams=<a>/<b>`."""
+    """Return the streams that a URL names: `/ws/<a>/<b>` or `/stream?streams=<a>/<b>`.
+
+    A number is none: clients that subscribe later count their connections so (`/ws/0`), and the
+    venue lets them.
+    """
     if path == "/stream":
         listed = query.get("streams", "")
-    return tuple(dict.fromkeys(name for name in listed.split("/") if name))
+    names = (name for name in listed.split("/") if name and not name.isdecimal())
+    return tuple(dict.fromkeys(names))
 
 
 def is_micro(query: Mapping[str, str]) -> bool:
