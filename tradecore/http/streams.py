@@ -127,7 +127,7 @@ class Streams:
         try:
             try:
                 session = await Session.open(request, self, self._broadcast, micro)
-            except ConnectionError:
+            except OSError:
                 return security.error_answer(400, "The client is gone.")
             self.sessions.add(session)
             try:
