@@ -7,13 +7,18 @@ import asyncio
 
 import bench_e2e
 import bench_flush
+import bench_storage
 from _database import server
 from _harness import Figure, arguments, report, run_small
 
 
 async def _large() -> list[Figure]:
     async with server() as dsn:
-        return [*await bench_flush.measure(dsn), *await bench_e2e.measure(dsn)]
+        return [
+            *await bench_flush.measure(dsn),
+            *await bench_storage.measure(dsn),
+            *await bench_e2e.measure(dsn),
+        ]
 
 
 def main() -> int:
