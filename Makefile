@@ -1,6 +1,7 @@
 # make run    build everything and start the daemon (its own PostgreSQL in ./data)
 # make test   build everything and run all tests
 # make levels get the databases that make test does not bring along (TimescaleDB), if this machine can
+# make clients get the clients of the venue that tests use, in an environment of their own
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
@@ -15,16 +16,21 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels demo bench torture lint venv clean
+.PHONY: run test levels clients demo bench torture lint venv clean
 .NOTPARALLEL:
 
 run: venv
 	@exec $(VENV)/bin/tradecore run
 
-test: venv levels
+test: venv levels clients
 	$(PY) -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 # What this machine cannot have is said here, and skipped by the tests.
+clients: $(VENV)/clients/.installed
+
+$(VENV)/clients/.installed: pyproject.toml tools/clients.sh | venv
+	@if sh tools/clients.sh $(VENV)/clients $(PY); then touch $@; fi
+
 levels: venv
 	@$(PY) -m tests.levels
 
