@@ -1,7 +1,8 @@
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -279,6 +280,61 @@ async def test_a_step_that_was_broken_off_is_ended(db: Database) -> None:
         await lifecycle.round()
         assert lifecycle.stats.trouble == {}
     await check(db, expected([*trades, *kept], {}, to), to)
+
+
+@pytest.mark.two_sessions
+async def test_writers_and_the_horizon_at_once(db: Database) -> None:
+    """Old and new trades come in while days are given up; nothing is stored twice or uncounted."""
+    days = 6
+    rng = random.Random(7)
+    trades = [
+        one
+        for n in range(8)
+        for one in history(f"S{n}USDT", days=days, every_s=700 + n * 300, first_id=100)
+    ]
+    rng.shuffle(trades)
+    parts = [trades[n::4] for n in range(4)]
+    await put(db, [one for one in trades if one.us >= us(START + (days - 1) * DAY)][:5])
+    offered = []
+
+    async def write(part: list[Trade]) -> None:
+        symbols = SymbolTable()
+        for at_row in range(0, len(part), 60):
+            some = part[at_row : at_row + 60]
+            result = await db.sink.write_trades(rows_of(some, symbols), symbols=symbols)
+            assert result.stored + result.duplicate + result.expired == len(some)
+            offered.append(result)
+            await asyncio.sleep(0.01)
+
+    async def move(lifecycle: Lifecycle) -> None:
+        while len(offered) < sum(len(part) for part in parts) // 60:
+            await candles_done(db.conn)
+            await lifecycle.round()
+            assert lifecycle.stats.trouble == {}
+
+    keep = (days - 1) * 86_400
+    at_once = "UPDATE store_state SET raw_from = $1::timestamptz WHERE raw_from < $1::timestamptz"
+    async with opened(db.dsn, retention_s=keep, compress_after_s=None) as lifecycle:
+        # Each late trade has candles waiting, and the horizon would wait for them.
+        stack = ExitStack()
+        stack.enter_context(patch.object(horizon, "_RAISE", at_once))
+        stack.enter_context(patch.object(horizon, "held_back", lambda _, target: target))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(move(lifecycle))
+            for part in parts:
+                group.create_task(write(part))
+            await asyncio.sleep(0.2)
+            lifecycle._retention = timedelta(days=2)
+        lifecycle._retention = timedelta(days=1)
+        await lifecycle.round()
+        stack.close()
+    to = START + (days - 2) * DAY
+    assert sum(one.expired for one in offered) > 0
+    kept = {(one.symbol, one.trade_id): one.us for one in trades if one.us >= us(to)}
+    rows = await db.conn.fetch("SELECT symbol, trade_id, timestamp FROM raw_trades")
+    assert {(row[0], row[1]): us(row[2]) for row in rows} == kept
+    report = await verify(db.conn)
+    assert (report.differences, report.rows, report.open_holes) == ([], len(kept), [])
 
 
 async def test_the_proof_goes_on_above_the_horizon(db: Database) -> None:
