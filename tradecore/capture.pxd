@@ -56,11 +56,14 @@ cdef class Capture:
     cdef event_t _event
     # Of the trade in `_event`.
     cdef int _verdict
-    cdef bint _is_new
+    # Of the latest late trade.
+    cdef bint _was_missing
     # NULL while nobody listens to live events.
     cdef tap_t _tap
     cdef void *_tapped
     cdef object _tap_keeps
+    # How far the ring was when it was called last, or might have been.
+    cdef int64_t _tapped_seq
     cdef int64_t _wake_rows
     cdef object _wake
     cdef int64_t _high_water
@@ -70,6 +73,7 @@ cdef class Capture:
     cdef int ingest(
         self, const char *data, Py_ssize_t size, int64_t recv_ns, uint16_t line, uint32_t epoch
     ) except 0
+    cdef void _hand_on(self, int status, const char *data, Py_ssize_t size) noexcept
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept
     cdef int _report_far_below(self, uint32_t symbol_id, int64_t trade_id) except -1
     cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0

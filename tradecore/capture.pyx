@@ -40,6 +40,7 @@ from tradecore._rows cimport (
     trade_row_t,
 )
 from tradecore._tracks cimport LINE_COUNT, Tracks, track_t
+from tradecore._words cimport likely
 from tradecore.sequence cimport (
     DUPLICATE,
     FAR_BELOW,
@@ -157,10 +158,26 @@ cdef class Capture:
                 # The symbol came into the table later: there is no track and no slot for it.
                 status = UNKNOWN_SYMBOL
             self.refuse(status, data, size)
-        if self._tap != NULL and 0 < status <= EVENT_KLINE:
-            if status != EVENT_TRADE or self._is_new:
-                self._tap(self._tapped, status, &self._event, data, size)
+        if not likely(self._tap == NULL):
+            self._hand_on(status, data, size)
         return status
+
+    cdef void _hand_on(self, int status, const char *data, Py_ssize_t size) noexcept:
+        """Give an event to who taps the capture, if it is new."""
+        cdef bint published
+        if status == EVENT_TRADE:
+            # Else it was a duplicate, or found no room.
+            published = self.ring.published_seq != self._tapped_seq
+            self._tapped_seq = self.ring.published_seq
+            if (
+                not published
+                or self._verdict == FAR_BELOW
+                or (self._verdict == LATE and not self._was_missing)
+            ):
+                return
+        elif status != EVENT_TICKER and status != EVENT_KLINE:
+            return
+        self._tap(self._tapped, status, &self._event, data, size)
 
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept:
         cdef trade_row_t *trade = &self._event.trade
@@ -176,7 +193,6 @@ cdef class Capture:
         cdef int64_t latency_us
         cdef int bucket
         self._verdict = verdict
-        self._is_new = False
         self._count.trades += 1
         if verdict != FAR_BELOW:
             if new_connection:
@@ -221,12 +237,11 @@ cdef class Capture:
         if verdict == LATE:
             # Late, or seen long ago: the ledger knows which.
             self._count.out_of_order += 1
-            if is_in_hole(&track.ids, trade_id):
+            self._was_missing = is_in_hole(&track.ids, trade_id)
+            if self._was_missing:
                 # What stays missing right before it has the cause of the whole hole.
                 slot.flags |= track.notes
-                self._is_new = True
         else:
-            self._is_new = True
             # What came before is noted on the trades that a hole may precede.
             notes = 0
             if track.refused:
@@ -313,6 +328,7 @@ cdef class Capture:
     cdef int tap(self, tap_t take, void *tapped, keep) except -1:
         """Call `take(tapped, ...)` for each event that is new, in the middle of a socket read;
         `keep` keeps `tapped` alive."""
+        self._tapped_seq = self.ring.published_seq
         self._tap = take
         self._tapped = tapped
         self._tap_keeps = keep
