@@ -269,16 +269,15 @@ async def test_a_cursor(pair: tuple[Any, Any]) -> None:
 
 
 async def test_a_fresh_database_has_nothing_of_the_last_one(server: Server) -> None:
-    for migrated in (True, True, False, True, True):
+    for turn, migrated in enumerate((True, True, False, True, True)):
         async with server.database(migrated=migrated) as dsn:
             one, other = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
             assert await other.fetchval("SELECT to_regclass('t')") is None
             assert await other.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = 'me'") == 0
-            assert await one.fetchval("SELECT count(*) FROM pg_prepared_statements") <= 2
             tables = await one.fetchval(
                 "SELECT count(*) FROM pg_tables WHERE tablename IN ('raw_trades', 'klines')"
             )
-            assert tables == (2 if migrated else 0)
+            assert tables == (2 if migrated else 0), turn
             await one.execute("CREATE ROLE me; CREATE TABLE t (id int)")
             await one.copy_records_to_table("t", records=[(number,) for number in range(10_000)])
             if migrated:

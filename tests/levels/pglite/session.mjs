@@ -28,16 +28,15 @@ export class Session {
     this.waiting = []
     this.prepared = new Set() // names of the statements that it has
     this.status = 'I'
+    this.over = false // the database is another one now, its clients are gone
   }
 
   // Run `work` when no other client is in a transaction, with the settings of this one. The client
   // keeps the session while it is in a transaction, or has a request to end.
   async lend(client, work, ends = true) {
-    if (this.holder !== client) {
-      if (this.holder !== null) await this.#turn(client)
-      if (client.gone) throw new SqlError({ C: '57P01', M: 'the client has gone' })
-      this.holder = client
-    }
+    if (this.holder !== client && this.holder !== null) await this.#turn(client)
+    if (client.gone || this.over) throw new SqlError({ C: '57P01', M: 'the client has gone' })
+    this.holder = client
     try {
       if (this.last !== client) this.#enter(client)
       return work()
@@ -132,9 +131,15 @@ export class Session {
     this.prepared = new Set(this.ask('SELECT name FROM pg_prepared_statements').flat())
   }
 
+  end() {
+    this.over = true
+    for (const { client } of [...this.waiting]) this.giveUp(client, '57P01', 'the database is gone')
+  }
+
   // Undo what a client that has gone left behind.
   forget(client) {
     client.gone = true
+    if (this.over) return
     this.giveUp(client, '57P01', 'the client has gone')
     if (this.last === client) this.last = null
     if (this.holder === client) {
