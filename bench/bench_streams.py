@@ -27,7 +27,7 @@ from _processes import Running, _end, _free_port, daemon, exchange, until_ready
 from bench_e2e import LATENCY, LIST, STORED, STREAMS, environ
 
 RATE = 20_000
-SLOW_RATE = 2_000
+SLOW_RATE = 1_000
 CLIENTS = (0, 1, 10, 50)
 STAGE_S = 8.0
 PROCESSES = 2
@@ -51,6 +51,8 @@ class Stage:
     trades: int = 0
     cpu_us: float = 0.0
     """Of the process that they are connected to, a trade."""
+    behind: float = 0.0
+    """Share of the trades that had not come to the slowest client by the end."""
     notes: list[tuple[str, int, int, int]] = field(default_factory=list)
 
 
@@ -86,8 +88,8 @@ async def run_clients(
             await _end(process)
     stage.cpu_us = cpu_s * 1e6 / stage.trades
     for result in results:
-        assert result["left_out"] == 0 and result["closed"] == 0, "a client was left behind"
-        assert min(result["trades"]) > 0.9 * stage.trades, "a client was left behind"
+        assert result["left_out"] == 0 and result["closed"] == 0, "a client has not got all"
+        stage.behind = max(stage.behind, 1 - min(result["trades"]) / stage.trades)
         stage.notes += result["notes"]
     return stage
 
@@ -106,6 +108,7 @@ async def fast(running: Running, dsn: str, clients: int) -> list[Figure]:
             stage = await run_clients(
                 running, path, clients, lambda: connection.fetchval(STORED), Path(folder)
             )
+        assert stage.behind < 0.1, f"{stage.behind:.0%} of the trades have not come to a client"
         await asyncio.sleep(SETTLE_S)
         commit_s = (await connection.fetchrow(LATENCY, begin))["quantiles"][1]
         columns = list(zip(*stage.notes, strict=True))[:3]
