@@ -3,6 +3,7 @@
 It never fails: what cannot be had is skipped by the tests, with the reason.
 """
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,8 +15,8 @@ def main() -> None:
         for level, prepared in [(lv, pool.submit(do)) for lv, do in PREPARE.items()]:
             try:
                 print(f"level {level}: {prepared.result()}")
-            except (UnavailableError, OSError) as exc:
-                print(f"level {level} will be skipped: {exc}", file=sys.stderr)
+            except (UnavailableError, OSError, subprocess.SubprocessError) as exc:
+                print(f"will be skipped: {exc}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def _unpack() -> None:
         text=True,
         errors="replace",
         env=os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+        timeout=900,
     )
     if done.returncode != 0 or not (_ROOT / _BIN.relative_to("/") / "postgres").exists():
         words = " ".join(done.stderr.split())[-300:]

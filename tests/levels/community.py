@@ -35,9 +35,15 @@ def prepare() -> str:
             shutil.rmtree(_HOME, ignore_errors=True)
             _HOME.mkdir(parents=True)
             shutil.copy(_SOURCE / "package.json", _HOME)
-            command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund"]
+            # Without a network, npm would try for minutes.
+            patience = ("--fetch-retries=1", "--fetch-retry-maxtimeout=5000")
             done = subprocess.run(
-                command, cwd=_HOME, stdin=subprocess.DEVNULL, capture_output=True, text=True
+                [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", *patience],
+                cwd=_HOME,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             if done.returncode != 0 or _installed(name) != version:
                 words = " ".join(done.stderr.split())[:300]

@@ -18,7 +18,7 @@
 // * temporary tables, session-level advisory locks, PREPARE, LISTEN and cursors WITH HOLD are shared.
 //   Nobody is killed or cancelled by its process id. No background workers: CALL run_job(id).
 
-import { existsSync, readFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import net from 'node:net'
 import path from 'node:path'
@@ -119,7 +119,6 @@ if (existsSync(image)) {
   writeFileSync(`${image}.${process.pid}`, Buffer.from(await saved.get('empty').arrayBuffer()))
   renameSync(`${image}.${process.pid}`, image)
 }
-if (existsSync(socket)) unlinkSync(socket)
 const server = net.createServer(socket => front.clients.add(new Client(socket, front)))
 server.listen(socket, () => console.log('ready'))
 
