@@ -16,7 +16,8 @@
 // * prepared statements are named after their connection; portals need not be, they end with the
 //   transaction that holds the session;
 // * temporary tables, session-level advisory locks, PREPARE, LISTEN and cursors WITH HOLD are shared.
-//   Nobody is killed or cancelled by its process id. No background workers: CALL run_job(id).
+//   Nobody is killed or cancelled by its process id. No background workers: CALL run_job(id). Where
+//   TimescaleDB is created, DISCARD ALL ends the instance.
 
 import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
