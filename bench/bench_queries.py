@@ -108,11 +108,9 @@ def questions() -> dict[str, tuple[float | None, int, Ask]]:
 
     def candles(interval: str, **options: int) -> Ask:
         async def ask(conn: asyncpg.Connection, reader: Reader) -> Page:
-            span = await queries.candle_span(conn, reader.tables, ASKED)
-            assert span is not None
-            return await queries.candles(
-                conn, reader.tables, ASKED, grid(interval), span, **options
-            )
+            page = await queries.candles(conn, reader.tables, ASKED, grid(interval), **options)
+            assert page is not None
+            return page
 
         return ask
 

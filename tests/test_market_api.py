@@ -134,6 +134,17 @@ async def test_klines(client: Client, desk: Desk) -> None:
     assert await client.json(f"{url}&endTime=0") == []
 
 
+@pytest.mark.parametrize("interval", ["1m", "3m", "1d", "1w", "1M"])
+async def test_absurd_ranges_are_empty(small: Client, interval: str) -> None:
+    url = f"/api/v3/klines?symbol={BUSY}&interval={interval}"
+    far = str(2**63 // 1000 - 1)
+    for bounds in (f"startTime={far}", f"startTime={far}&endTime={far}", "startTime=0&endTime=0"):
+        for zone in ("0", "14:00", "-12:00"):
+            assert await small.json(f"{url}&{bounds}&timeZone={zone}") == []
+    everything = await small.json(f"{url}&startTime=0&endTime={far}")
+    assert len(everything) == len(await small.json(f"{url}&endTime={far}"))
+
+
 async def test_trades(client: Client, desk: Desk) -> None:
     wanted = oracle.trades(await desk.rows(BUSY))
     url = f"/api/v3/trades?symbol={BUSY}"

@@ -68,11 +68,10 @@ class Desk:
         self, symbol: str, interval: str, zone_us: int = 0, **options: Any
     ) -> list[Any]:
         async with self.read.session() as conn:
-            span = await queries.candle_span(conn, self.read.tables, symbol)
-            assert span is not None
             page = await queries.candles(
-                conn, self.read.tables, symbol, grid(interval, zone_us), span, **options
+                conn, self.read.tables, symbol, grid(interval, zone_us), **options
             )
+        assert page is not None
         found = json.loads(page.body)
         assert page.rows == len(found)
         unit = 1 if options.get("micro") else 1000
@@ -320,7 +319,11 @@ async def test_statistics_count_what_is_there(desk: Desk) -> None:
 async def test_a_symbol_of_which_nothing_is_stored(desk: Desk) -> None:
     async with desk.read.session() as conn:
         assert await queries.trade_span(conn, NEVER) is None
-        assert await queries.candle_span(conn, desk.read.tables, NEVER) is None
+        for start_us, end_us in ((None, None), (0, None), (FIRST_US, FIRST_US + 1), (5, 4)):
+            page = await queries.candles(
+                *(conn, desk.read.tables, NEVER, grid("1h")), start_us=start_us, end_us=end_us
+            )
+            assert page is None
         page = await trade_queries.trades_from(conn, desk.read.tables, NEVER, 0, 10)
     assert page.body == b"[]"
 

@@ -15,7 +15,6 @@ from tradecore.http import venue_errors
 from tradecore.http.instruments import instrument, rate_limits
 from tradecore.http.parameters import Names, Query, trading
 from tradecore.store import grids, queries, ticker_queries, trade_queries
-from tradecore.store.queries import Page
 from tradecore.store.reader import Reader
 
 _MINUTE_US = 60_000_000
@@ -128,17 +127,15 @@ class Market:
         grid = grids.grid(query.text("interval"), query.zone_us())
         (start_us, end_us), limit = query.range_us(), query.limit()
         async with self._reader.session() as conn:
-            tables = self._reader.tables
-            span = await queries.candle_span(conn, tables, symbol)
-            if span is None:
-                return self._nothing(symbol)
             page = await queries.candles(
-                *(conn, tables, symbol, grid, span),
+                *(conn, self._reader.tables, symbol, grid),
                 start_us=start_us,
                 end_us=end_us,
                 limit=limit,
                 micro=query.micro,
             )
+        if page is None:
+            return self._nothing(symbol)
         last_us = page.last_us
         return Body(page.body, last_us is not None and grid.step(last_us, 1) <= _now_us())
 
@@ -149,7 +146,6 @@ class Market:
             span = await queries.trade_span(conn, symbol)
             if span is None:
                 return self._nothing(symbol)
-            page: Page
             if from_id is None:
                 page = await trade_queries.newest_trades(
                     conn, tables, symbol, span.last_us, limit, micro=micro

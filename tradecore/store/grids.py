@@ -79,7 +79,7 @@ class Grid:
         return local.year * 12 + local.month - 1
 
     def _month(self, number: int) -> int:
-        first = datetime(max(number // 12, 1), number % 12 + 1, 1, tzinfo=UTC)
+        first = datetime(min(max(number // 12, 1), 9999), number % 12 + 1, 1, tzinfo=UTC)
         return (first - _EPOCH) // timedelta(microseconds=1) - self.offset_us
 
 

@@ -41,16 +41,15 @@ WHERE view_schema = current_schema() AND view_name = ANY($1::text[])
 """
 
 # Prices and sums of quantities have 8 decimals from raw_trades. The exact sum of price x quantity
-# has 16: what is behind the eighth is cut off.
+# has 16: what is behind the eighth is cut off. `at` counts milli- or microseconds.
 _PAGE = """
-SELECT count(*) AS rows, max(us) AS last_us, convert_to(concat('[', string_agg(concat(
-    '[', us / {unit}, ',"', open, '","', high, '","', low, '","', close, '","', volume, '",',
-    end_us / {unit} - 1, ',"', trunc(quote_volume, 8), '",', trade_count, ',"',
-    trunc(taker_buy_base_volume, 8), '","', trunc(taker_buy_quote_volume, 8), '","0"]'
+SELECT count(*) AS rows, max(at) * {unit} AS last_us, convert_to(concat('[', string_agg(concat(
+    '[', at, ',"', open, '","', high, '","', low, '","', close, '","', volume, '",', {end} - 1,
+    ',"', trunc(quote_volume, 8), '",', trade_count, ',"', trunc(taker_buy_base_volume, 8),
+    '","', trunc(taker_buy_quote_volume, 8), '","0"]'
 ), ','), ']'), 'UTF8') AS body
-FROM (SELECT *, {end} AS end_us
-      FROM (SELECT *, (date_part('epoch', bucket) * 1000000)::int8 AS us
-            FROM ({source}) AS picked) AS timed ORDER BY us) AS sorted
+FROM (SELECT *, (date_part('epoch', bucket) * {per_second})::int8 AS at
+      FROM ({source}) AS picked ORDER BY bucket) AS sorted
 """
 _ROWS = """
 (SELECT * FROM {table} WHERE symbol = $1 AND bucket >= $2 AND bucket < $3) AS c
@@ -90,7 +89,7 @@ _MONTHLY = (
 )
 _MONTH_END = (
     "(date_part('epoch', date_trunc('month', bucket + $5::int8 * interval '1 microsecond', 'UTC')"
-    " + interval '1 month' - $5::int8 * interval '1 microsecond') * 1000000)::int8"
+    " + interval '1 month' - $5::int8 * interval '1 microsecond') * {per_second})::int8"
 )
 
 
@@ -173,72 +172,103 @@ async def trade_span(conn: asyncpg.Connection, symbol: str) -> Span | None:
     return None if first_us is None else Span(first_us, last_us)
 
 
-async def candle_span(conn: asyncpg.Connection, tables: CandleTables, symbol: str) -> Span | None:
-    """Return between which times there are candles: they outlive the trades."""
-    span = await trade_span(conn, symbol)
-    if span is None:
-        return None
-    oldest_us = await conn.fetchval(
-        _OLDEST_DAY.format(table=tables.names["1d"]), symbol, moment(span.first_us)
-    )
-    return span if oldest_us is None else Span(min(oldest_us, span.first_us), span.last_us)
-
-
 async def candles(
     conn: asyncpg.Connection,
     tables: CandleTables,
     symbol: str,
     grid: Grid,
-    span: Span,
     *,
     start_us: int | None = None,
     end_us: int | None = None,
     limit: int = 500,
     micro: bool = False,
-) -> Page:
+) -> Page | None:
     """Return candles as the venue's klines, ascending; those without a trade are left out.
 
     `start_us` and `end_us` bound the begins of the candles, both inclusive. With a start the oldest
     from there on, else the newest; `limit` at most. `micro`: times in microseconds, else in
-    milliseconds. `tables` and `span` are those of `candle_tables` and `candle_span`.
+    milliseconds. `tables` are those of `candle_tables`. None: nothing is stored of the symbol.
     """
-    first, last = grid.floor(span.first_us), grid.floor(span.last_us)
+    ask = _Asking(conn, tables, symbol, grid, limit, micro, newest=start_us is None)
+    first = grid.ceil(min(start_us or 0, LAST_US))
+    last = grid.floor(LAST_US if end_us is None else min(end_us, LAST_US))
     if start_us is not None:
-        first = max(first, grid.ceil(min(start_us, LAST_US)))
-    if end_us is not None:
-        last = min(last, grid.floor(min(end_us, LAST_US)))
-    if first > last:
-        return EMPTY
-    rest: list[datetime] = []
-    if tables.aggregates and grid.table != "1m":
-        rest = await tables.settled(conn, grid.table)
-        if moment(grid.step(last, 1)) <= rest[0]:
-            rest = []
-    statement = _candle_statement(
-        grid, tables.sources(grid.table, len(rest)), micro, newest=start_us is None
-    )
-    origin = () if grid.stored else (moment(grid.origin_us) if grid.width_us else grid.offset_us,)
+        # Mostly this is all, and how far the record reaches need not be known.
+        high = min(last, grid.step(first, limit - 1))
+        page = await ask.window(first, high) if first <= high else EMPTY
+        if page.rows == limit or (page.rows and high == last):
+            return page
+    span = await trade_span(conn, symbol)
+    if span is None:
+        return None
+    last = min(last, grid.floor(span.last_us))
+    if start_us is None:
+        low = grid.step(last, 1 - limit)
+        page = await ask.window(low, last)
+        if page.rows == limit:
+            return page
+    first = max(first, grid.floor(await _oldest_us(conn, tables, symbol, span)))
     reach = limit
-    while True:
+    while first <= last:
         if start_us is None:
             low, high = max(first, grid.step(last, 1 - reach)), last
         else:
             low, high = first, min(last, grid.step(first, reach - 1))
-        bounds = moment(low), moment(grid.step(high, 1))
-        later = [max(bounds[0], begin) for begin in rest]
-        row = await conn.fetchrow(statement, symbol, *bounds, limit, *origin, *later)
-        page = Page(row["body"], row["rows"], row["last_us"])
-        if page.rows >= limit or (low, high) == (first, last):
+        page = await ask.window(low, high)
+        if page.rows == limit or (low, high) == (first, last):
             return page
-        # As far as what was found says, and a little farther: mostly it lacks a quiet candle or two.
-        reach = min(reach * _WIDEN, reach * limit * 11 // (10 * max(page.rows, 1)) + 16)
+        reach *= _WIDEN
+    return EMPTY
+
+
+async def _oldest_us(
+    conn: asyncpg.Connection, tables: CandleTables, symbol: str, span: Span
+) -> int:
+    """Return when the candles of a symbol begin: they outlive the trades."""
+    statement = _OLDEST_DAY.format(table=tables.names["1d"])
+    oldest_us: int | None = await conn.fetchval(statement, symbol, moment(span.first_us))
+    return span.first_us if oldest_us is None else min(oldest_us, span.first_us)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One question, which is tried with several windows."""
+
+    conn: asyncpg.Connection
+    tables: CandleTables
+    symbol: str
+    grid: Grid
+    limit: int
+    micro: bool
+    newest: bool
+
+    async def window(self, low_us: int, high_us: int) -> Page:
+        """Return the oldest, or newest, candles that begin in low_us <= begin <= high_us."""
+        grid = self.grid
+        end = moment(grid.step(high_us, 1))
+        rest: list[datetime] = []
+        if self.tables.aggregates and grid.table != "1m":
+            rest = await self.tables.settled(self.conn, grid.table)
+            rest = [] if end <= rest[0] else [max(moment(low_us), begin) for begin in rest]
+        sources = self.tables.sources(grid.table, len(rest))
+        statement = _candle_statement(grid, sources, self.micro, self.newest)
+        origin: tuple[object, ...] = ()
+        if not grid.stored:
+            origin = (moment(grid.origin_us) if grid.width_us else grid.offset_us,)
+        row = await self.conn.fetchrow(
+            statement, self.symbol, moment(low_us), end, self.limit, *origin, *rest
+        )
+        return Page(row["body"], row["rows"], row["last_us"])
 
 
 @lru_cache(maxsize=64)
 def _candle_statement(grid: Grid, sources: tuple[str, ...], micro: bool, newest: bool) -> str:
     """Return the SQL: $1 symbol, $2 and $3 bounds, $4 limit, then the origin, then the rest's."""
     order = "DESC" if newest else "ASC"
-    end = f"us + {grid.width_us}" if grid.width_us else _MONTH_END
+    per_second = 1_000_000 if micro else 1000
+    end = _MONTH_END.format(per_second=per_second)
+    if grid.width_us:
+        end = f"at + {grid.width_us * per_second // 1_000_000}"
     rows = _ROWS.format(table=sources[0])
     if len(sources) > 1:
         first = 5 if grid.stored else 6
@@ -259,4 +289,4 @@ def _candle_statement(grid: Grid, sources: tuple[str, ...], micro: bool, newest:
         if grid.width_us:
             bucket = _BINNED.format(seconds=grid.width_us // 1_000_000)
         source = _ROLLED.format(bucket=bucket, rows=rows, order=order)
-    return _PAGE.format(unit=1 if micro else 1000, end=end, source=source)
+    return _PAGE.format(unit=1_000_000 // per_second, per_second=per_second, end=end, source=source)
