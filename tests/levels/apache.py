@@ -7,7 +7,6 @@ server runs there with chroot, which needs root. Nothing is mounted in it.
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -35,6 +34,7 @@ _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "TZ": "UTC",
 }
+_CHROOT = ("chroot", "--userspec=postgres:postgres", _ROOT)
 _LIMIT_S = 60
 
 
@@ -112,7 +112,8 @@ def start() -> PostgresServer:
 
     def stop() -> None:
         if process is not None:
-            process.send_signal(signal.SIGINT)  # a fast shutdown
+            assert process.stdin is not None
+            process.stdin.close()
             try:
                 process.wait(_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -136,7 +137,7 @@ def _launch(inside: Path) -> subprocess.Popen[bytes]:
     home = Path("/") / inside.relative_to(_ROOT)
     cluster = home / "cluster"
     done = subprocess.run(
-        _command("initdb", "-D", cluster, "-U", "postgres", "-A", "trust", "-E", "UTF8"),
+        [*_CHROOT, _BIN / "initdb", "-D", cluster, "-U", "postgres", "-A", "trust", "-E", "UTF8"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -146,10 +147,13 @@ def _launch(inside: Path) -> subprocess.Popen[bytes]:
     if done.returncode != 0:
         raise UnavailableError(f"level apache: initdb failed: {done.stderr[-500:]}")
     options = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+    # The end of its input stops it, so it does not outlive a pytest that is killed.
+    watch = '"$@" & read -r nothing; kill -INT $!; wait'
+    server: list[str | Path] = [_BIN / "postgres", "-D", cluster, "-k", home, *options]
     with (inside / "server.log").open("wb") as log:
         return subprocess.Popen(
-            _command("postgres", "-D", cluster, "-k", home, *options),
-            stdin=subprocess.DEVNULL,
+            [*_CHROOT, "sh", "-c", watch, "sh", *server],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_ENVIRONMENT,
@@ -171,7 +175,3 @@ def _user() -> tuple[int, int]:
     """The ids of `postgres` in there; outside they may be someone else's."""
     entries = (line.split(":") for line in (_ROOT / "etc/passwd").read_text().splitlines())
     return next((int(entry[2]), int(entry[3])) for entry in entries if entry[0] == "postgres")
-
-
-def _command(program: str, *arguments: str | Path) -> list[str | Path]:
-    return ["chroot", "--userspec=postgres:postgres", _ROOT, _BIN / program, *arguments]

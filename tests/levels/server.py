@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import itertools
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -55,13 +56,14 @@ class PostgresServer:
         self.dsn = dsn
         self._stop = stop
         self._template: str | None = None
+        self._tag = secrets.token_hex(4)  # the server may have other users
         self._numbers = itertools.count()
 
     @asynccontextmanager
     async def database(self, *, migrated: bool) -> AsyncIterator[str]:
         if migrated and self._template is None:
             self._template = await self._make_template()
-        name = f"tc_test_{os.getpid()}_{next(self._numbers)}"
+        name = f"tc_test_{self._tag}_{next(self._numbers)}"
         template = self._template if migrated else "template0"
         await administer(self.dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
@@ -70,7 +72,7 @@ class PostgresServer:
             await administer(self.dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
     async def _make_template(self) -> str:
-        name = f"tc_template_{os.getpid()}"
+        name = f"tc_template_{self._tag}"
         await administer(self.dsn, f"CREATE DATABASE {name} TEMPLATE template0")
         connection = await asyncpg.connect(replace_database(self.dsn, name))
         try:
