@@ -400,7 +400,7 @@ async def test_used_weight_is_told_and_limited(
         (4, 30),
     ]
     assert limited.use("b", 1) == (1, 0)
-    monkeypatch.setattr(weights.Weights, "use", lambda *_: (60_001, 17))
+    monkeypatch.setattr(weights.Weights, "use", lambda *_: (300_001, 17))
     response, body = await client.get("/api/v3/ping")
     assert (response.status, response.headers["Retry-After"]) == (429, "17")
     assert json.loads(body)["code"] == -1003
