@@ -2,7 +2,7 @@
 
 The venue's page "LIMITS": every answer carries X-MBX-USED-WEIGHT-1M, and who uses up the limit of a
 clock minute gets 429 with Retry-After. The weights are the venue's; the limit is ours, fifty times
-as high, and `exchangeInfo` tells it. What protects the capture is the few connections of the reader.
+as high, and `exchangeInfo` tells it. The capture is protected by how few connections read.
 """
 
 from collections import OrderedDict
