@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from snapshots import HEALTHY, changed
 
 from tradecore.feed.states import State
-from tradecore.metrics import METRICS, render
+from tradecore.metric_table import METRICS
+from tradecore.metrics import render
 from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_process
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
