@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import asyncpg
 import market_oracle as oracle
 import pytest
 from market_oracle import DAY_US, MINUTE_US
@@ -23,6 +24,8 @@ from tradecore.http.instruments import assets
 from tradecore.http.market import NOT_RECORDED
 from tradecore.http.server import SideServer
 from tradecore.store import reader
+from tradecore.store.embedded import EmbeddedPostgres
+from tradecore.store.migrate import migrate
 from tradecore.store.reader import Reader
 
 FRESH = "NEWUSDT"
@@ -642,6 +645,20 @@ async def test_a_database_that_is_away() -> None:
                     "code": -1001,
                     "msg": "Internal error; unable to process your request. Please try again.",
                 }
+
+
+async def test_a_database_that_goes_and_comes_back(pg_server: EmbeddedPostgres) -> None:
+    conn = await asyncpg.connect(pg_server.dsn)
+    await migrate(conn)
+    await conn.close()
+    url = f"/api/v3/klines?symbol={FRESH}&interval=1m"
+    async with serving(lambda: pg_server.dsn) as client:
+        assert await client.json(url) == []
+        await pg_server.stop()
+        assert (await client.refused(url))[:2] == (503, -1001)
+        assert await client.json("/api/v3/ping") == {}
+        await pg_server.start()
+        assert await client.json(url) == []
 
 
 async def test_a_database_that_hangs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

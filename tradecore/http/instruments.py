@@ -6,7 +6,10 @@ venue lists. The real steps and limits of orders are not known: the filters give
 hold, and rules that would bind an order (MIN_NOTIONAL and others) are left out.
 """
 
+from functools import lru_cache
 from typing import Any
+
+import orjson
 
 QUOTES = (
     *("FDUSD", "USDT", "USDC", "TUSD", "BUSD", "USDP", "USDE", "USD1", "XUSD", "BFUSD", "RLUSD"),
@@ -76,6 +79,12 @@ def instrument(symbol: str, permission_sets: bool = True) -> dict[str, Any]:
         "defaultSelfTradePreventionMode": "NONE",
         "allowedSelfTradePreventionModes": ["NONE"],
     }
+
+
+@lru_cache(maxsize=4096)
+def instrument_json(symbol: str, permission_sets: bool = True) -> bytes:
+    """Return the entry of a symbol as JSON."""
+    return orjson.dumps(instrument(symbol, permission_sets))
 
 
 def rate_limits(weight: int) -> list[dict[str, Any]]:

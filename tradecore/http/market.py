@@ -5,6 +5,7 @@ are the table's own digits. What tradecore does not record (order book, aggregat
 is refused in the venue's words and never made up.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import orjson
 
 from tradecore import clock
 from tradecore.http import venue_errors
-from tradecore.http.instruments import instrument, rate_limits
+from tradecore.http.instruments import instrument_json, rate_limits
 from tradecore.http.parameters import Names, Query, trading
 from tradecore.store import grids, queries, ticker_queries, trade_queries
 from tradecore.store.reader import Reader
@@ -20,6 +21,7 @@ from tradecore.store.reader import Reader
 _MINUTE_US = 60_000_000
 _DAY_US = 1440 * _MINUTE_US
 _WINDOW_SYMBOLS_MAX = 100
+_INSTRUMENTS_AT_ONCE = 100
 
 _ONE_OR_MORE = ("symbol", "symbols")
 _KLINES = Names(("symbol", "interval"), ("startTime", "endTime", "timeZone", "limit"))
@@ -108,17 +110,18 @@ class Market:
         sets = query.text("showPermissionSets", "true").lower()
         if sets not in ("true", "false"):
             raise venue_errors.bad_data("showPermissionSets")
-        return Body(
-            orjson.dumps(
-                {
-                    "timezone": "UTC",
-                    "serverTime": _stamp(_now_us(), query.micro),
-                    "rateLimits": rate_limits(self._weight_limit),
-                    "exchangeFilters": [],
-                    "symbols": [instrument(symbol, sets == "true") for symbol in shown],
-                }
-            )
-        )
+        head = {
+            "timezone": "UTC",
+            "serverTime": _stamp(_now_us(), query.micro),
+            "rateLimits": rate_limits(self._weight_limit),
+            "exchangeFilters": [],
+        }
+        entries = []
+        for number, symbol in enumerate(shown, 1):
+            entries.append(instrument_json(symbol, sets == "true"))
+            if number % _INSTRUMENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the loop has other things to do
+        return Body(orjson.dumps(head)[:-1] + b',"symbols":[' + b",".join(entries) + b"]}")
 
     async def _klines(self, query: Query) -> Body:
         symbol = query.symbol()
