@@ -47,12 +47,12 @@ async def migrate_at(conn: asyncpg.Connection, level: Level) -> None:
 
 
 @pytest.mark.parametrize("before", ["plain", "apache"])
-async def test_everything_is_there_afterwards(database: str, before: Level) -> None:
+async def test_everything_is_there_afterwards(database: str, before: Level, level: str) -> None:
     pool = await open_pool(database, 1)
     conn = await asyncpg.connect(database)
     try:
         await migrate_at(conn, before)
-        after = await possible_level(conn)
+        after = "apache" if level == "apache" else "community"
         db = Database(database, pool, conn)
         rows = market(START_US, START_US + 2 * DAY_US, 300)
         await db.sink.write_trades(trades(*rows))
@@ -80,6 +80,7 @@ async def test_everything_is_there_afterwards(database: str, before: Level) -> N
         }
         stored["raw_trades"] = await conn.fetch("SELECT * FROM raw_trades ORDER BY 1, 2, trade_id")
 
+        assert (await possible_level(conn) == before) == (before == after)
         assert await raise_level(conn) == ((before, after) if before != after else (after, after))
         assert await detect_level(conn) == after
         assert (await check(conn)).current

@@ -41,6 +41,7 @@ _SLICE_MIN, _SLICE_MAX = timedelta(minutes=1), timedelta(days=30)
 _SLICE_S = 0.5
 """How long one slice of old minutes shall take: slices shrink and grow to that."""
 
+_LOCKED, _LOCKED_S = "55P03", 0.5
 _RETRY_S, _RETRY_CAP_S = 0.5, 30.0
 
 # What is lost by a crash of the server is lost together with the note that it is done. What is
@@ -83,6 +84,11 @@ class Refresher:
             try:
                 await self._round()
             except TransientStoreError as error:
+                if error.reason == _LOCKED:
+                    # A policy of TimescaleDB computes the same candles at this moment.
+                    log.debug("candles are being refreshed by another", extra={"error": str(error)})
+                    await asyncio.sleep(_LOCKED_S)
+                    continue
                 self._failed = True
                 self.stats.failures += 1
                 # When the database is away the flusher says so.

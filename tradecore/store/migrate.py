@@ -293,11 +293,11 @@ async def detect_level(conn: asyncpg.Connection) -> Level:
 
 
 async def server_level(conn: asyncpg.Connection, timescale: Timescale) -> Level:
-    """Return what tables can be on this server, by trying it."""
+    """Return what tables can be on this server, by trying it; at least, before it is made."""
     if not timescale.preloaded or (timescale.version is None and not timescale.creatable):
         return "plain"
     if timescale.version is None:
-        return "apache" if "Apache" in (timescale.comment or "") else "community"
+        return "apache"  # at least; which edition it is shows when it is there
     return "community" if await probe_edition(conn, timescale) == COMMUNITY else "apache"
 
 

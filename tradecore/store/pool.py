@@ -197,8 +197,6 @@ class Timescale:
     """Without, hypertables silently omit compressed rows and CREATE EXTENSION ends the session."""
     creatable: bool
     """The server has it and our role may create it here."""
-    comment: str | None
-    """Of the extension; it names the edition, without proof."""
 
     @property
     def has_aggregates(self) -> bool:
@@ -220,9 +218,7 @@ async def read_timescale(conn: asyncpg.Connection) -> Timescale:
                    AND EXISTS (SELECT FROM pg_available_extension_versions
                                WHERE name = 'timescaledb'
                                  AND (trusted OR NOT superuser
-                                      OR current_setting('is_superuser') = 'on')) AS creatable,
-               (SELECT comment FROM pg_available_extensions
-                WHERE name = 'timescaledb') AS comment
+                                      OR current_setting('is_superuser') = 'on')) AS creatable
         FROM (SELECT) AS always
         LEFT JOIN pg_extension e ON e.extname = 'timescaledb'
         LEFT JOIN pg_namespace n ON n.oid = e.extnamespace
