@@ -162,6 +162,15 @@ FROM candles_4h
 GROUP BY 1, 2
 WITH NO DATA;
 
+-- By default chunks are of ten days: a year of daily candles would lie in 37 of them.
+SELECT set_chunk_time_interval(format('%I.%I', materialization_hypertable_schema,
+                                      materialization_hypertable_name)::regclass, chunk)
+FROM timescaledb_information.continuous_aggregates
+JOIN (VALUES ('candles_15m', interval '30 days'), ('candles_1h', interval '90 days'),
+             ('candles_4h', interval '360 days'), ('candles_1d', interval '1800 days'))
+    AS wide (name, chunk) ON view_name = name
+WHERE view_schema = current_schema();
+
 -- The daemon refreshes all of them itself, exactly where trades came; these work while it is away.
 SELECT add_continuous_aggregate_policy('candles_1m', start_offset => interval '2 hours',
     end_offset => interval '1 minute', schedule_interval => interval '1 minute');
