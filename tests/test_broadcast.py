@@ -420,17 +420,15 @@ async def test_states_of_a_slow_client_are_held_back_and_the_latest_is_sent(desk
     # Trades and the closed kline are not held back.
     assert [json.loads(payload)["e"] for payload in wire.take()] == ["trade"] * 5 + ["kline"]
     assert client.conflating
-    assert desk.fan.conflated == [0, 4, 4, 0]
+    assert desk.fan.conflated == [0, 4, 5, 0]
     assert len(quick.take()) == 16
     wire.backlog = 0
     async with asyncio.timeout(20):
         while client.conflating:
             await asyncio.sleep(0)
     held = [json.loads(payload) for payload in wire.take()]
-    assert [(one["e"], one["E"]) for one in held] == [
-        ("24hrTicker", 1723161255343004),
-        ("kline", first + 4),
-    ]
+    # The closed kline stands for the open one before it.
+    assert [(one["e"], one["E"]) for one in held] == [("24hrTicker", 1723161255343004)]
     desk.capture.feed(ticker(1723161255343009))
     desk.fan.flush()
     assert len(wire.take()) == 1
@@ -472,3 +470,104 @@ async def test_what_is_held_back_is_sent_before_the_mode_changes(desk: Desk) -> 
     assert wire.take() == []
     client.choose([BTC_TICKER], MICRO | COMBINED)
     assert [json.loads(payload)["E"] for payload in wire.take()] == [1723161255343001]
+
+
+def klines_in(payloads_sent: list[bytes]) -> list[tuple[int, bool]]:
+    return [(one["E"], one["k"]["x"]) for one in map(json.loads, payloads_sent)]
+
+
+@pytest.mark.parametrize("rounds", ["one", "two", "drained"])
+async def test_no_open_kline_comes_after_the_closed_one(desk: Desk, rounds: str) -> None:
+    client, wire = desk.join(BTC_KLINES, mode=MICRO)
+    first, second = 1723161240_000000, 1723161300_000000
+    wire.backlog = 2000
+    desk.capture.feed(kline(first + 40, first))
+    desk.capture.feed(kline(first + 50, first))
+    if rounds != "one":
+        desk.fan.flush()
+    if rounds == "drained":
+        wire.backlog = 0
+    desk.capture.feed(kline(first + 60, first, closed=True))
+    desk.fan.flush()
+    assert klines_in(wire.take()) == [(first + 60, True)]
+    assert not client.conflating
+    assert desk.fan.conflated == [0, 0, 2, 0]
+    wire.backlog = 2000
+    desk.capture.feed(kline(second + 2, second))
+    desk.fan.flush()
+    assert client.conflating
+    wire.backlog = 0
+    desk.fan._look()
+    assert klines_in(wire.take()) == [(second + 2, False)]
+    assert desk.fan.conflated == [0, 0, 2, 0]
+
+
+async def test_a_slow_client_gets_the_newer_minute_after_the_closed_one(desk: Desk) -> None:
+    _, wire = desk.join(BTC_KLINES, mode=MICRO)
+    first, second = 1723161240_000000, 1723161300_000000
+    wire.backlog = 2000
+    desk.capture.feed(kline(first + 50, first))
+    desk.capture.feed(kline(first + 60, first, closed=True))
+    desk.capture.feed(kline(second + 2, second))
+    desk.capture.feed(kline(second + 4, second))
+    desk.fan.flush()
+    wire.backlog = 0
+    desk.fan._look()
+    assert klines_in(wire.take()) == [(first + 60, True), (second + 4, False)]
+    assert desk.fan.conflated == [0, 0, 2, 0]
+
+
+async def test_states_never_go_backwards_for_anybody(desk: Desk) -> None:
+    dice = random.Random(5)
+    clients = []
+    for _ in range(20):
+        keys = dice.sample([BTC_TICKER, BTC_KLINES, BTC_TRADES], dice.randint(1, 3))
+        clients.append((*desk.join(*keys, mode=MICRO), []))
+    start = 1723161240_000000
+    for step in range(3000):
+        now = start + step * 1_000_000
+        minute = now // 60_000_000 * 60_000_000
+        desk.capture.feed(ticker(now))
+        desk.capture.feed(kline(now, minute))
+        if step % 60 == 59:
+            desk.capture.feed(kline(now + 1, minute, closed=True))
+        for client, wire, got in clients:
+            wire.backlog = dice.choice((wire.backlog, wire.backlog, 0, 2000))
+            if dice.random() < 0.02:
+                keys = dice.sample([BTC_TICKER, BTC_KLINES, ETH_TRADES], dice.randint(0, 3))
+                client.choose(keys, MICRO)
+            got += wire.take()
+        if dice.random() < 0.5:
+            desk.fan.flush()
+        if dice.random() < 0.2:
+            desk.fan._look()
+    for _, wire, got in clients:
+        events = list(map(json.loads, got + wire.take()))
+        times = [one["E"] for one in events if one["e"] == "24hrTicker"]
+        klines = [(one["k"]["t"], one["k"]["x"], one["E"]) for one in events if one["e"] == "kline"]
+        assert times == sorted(set(times)) != []
+        assert klines == sorted(set(klines)) != []
+
+
+async def test_what_waits_when_a_slow_client_chooses_comes_before_the_new_streams(
+    desk: Desk,
+) -> None:
+    client, wire = desk.join(BTC_KLINES, mode=MICRO)
+    first = 1723161240_000000
+    wire.backlog = 2000
+    desk.capture.feed(kline(first + 50, first))
+    client.choose([ETH_TRADES], MICRO)
+    assert klines_in(wire.take()) == [(first + 50, False)]
+    assert not client.conflating
+
+
+async def test_a_client_that_is_given_up_while_it_chooses_gets_nothing_more(desk: Desk) -> None:
+    client, wire = desk.join(BTC_TRADES)
+    wire.backlog = 5001
+    desk.feed(1)
+    client.choose([BTC_TRADES, ETH_TRADES], 0)
+    assert desk.given_up == [wire]
+    wire.backlog = 0
+    desk.feed(2)
+    assert desk.ids_sent(wire) == []
+    assert desk.fan.groups == 0

@@ -77,17 +77,22 @@ cdef class Client:
     cdef Group _group
     # Of a client that does not keep up: the latest frame of each stream that was held back.
     cdef dict _held
+    cdef bint _gone
 
     def choose(self, keys, int mode):
         """Get these streams from now on, in place of those before."""
+        # What waits or was held back is of the streams and the mode that were.
+        self._broadcast.flush()
+        if self._gone:
+            return
         if self._held is not None and not self._wire.is_closing():
-            # It is of the mode that was.
             self._wire.write(b"".join(self._held.values()))
         self._held = None
         self._broadcast._regroup(self, {key.name: key for key in keys}, mode)
 
     def leave(self):
-        """Get nothing any more."""
+        """Get nothing any more, for good."""
+        self._gone = True
         self._broadcast._regroup(self, {}, 0)
         self._held = None
         self._broadcast._slow.discard(self)
@@ -112,8 +117,21 @@ cdef class Client:
                 self._on_slow()
                 return 0
             self._wire.write(group.final)
+        if group.ended:
+            self._end(group.ended)
         if group.states:
             self._hold(group.states)
+        return 0
+
+    cdef int _end(self, dict ended) except -1:
+        """Drop what was held back of streams of which a final frame was sent."""
+        cdef Stream stream
+        for stream, count in ended.items():
+            if self._held is not None and self._held.pop(stream, None) is not None:
+                count += 1
+            self._broadcast._conflated[stream.kind] += count
+        if not self._held:
+            self._held = None
         return 0
 
     cdef int _hold(self, dict states) except -1:
@@ -219,9 +237,10 @@ cdef class Broadcast:
     # ---- who gets what -----------------------------------------------------------------------
 
     cdef int _regroup(self, Client client, dict keys, int mode) except -1:
-        cdef Group group = client._group
-        # What waits belongs to those who are in the group now.
+        cdef Group group
+        # What waits belongs to those who are in the group now. It may end a client, this one too.
         self.flush()
+        group = client._group
         key = (frozenset(keys), mode)
         if group is not None:
             if group.key == key:
@@ -309,7 +328,7 @@ cdef class Broadcast:
         """Put an event that the capture took as new into the buffers of those who want it."""
         cdef Py_ssize_t place
         cdef slot_t *slot
-        cdef bint state = False
+        cdef bint final = False
         if status == EVENT_TRADE:
             place = <Py_ssize_t>event.trade.symbol_id * FRAME_KINDS + KIND_TRADE
         elif status == EVENT_TICKER:
@@ -325,7 +344,6 @@ cdef class Broadcast:
             if event.ticker.event_us <= slot.event_us:
                 return
             slot.event_us = event.ticker.event_us
-            state = True
         elif status == EVENT_KLINE:
             if not _is_newer_kline(slot, event):
                 return
@@ -333,17 +351,19 @@ cdef class Broadcast:
             slot.open_us = event.kline.open_us
             slot.closed = (event.kline.flags & FLAG_CLOSED) != 0
             # A closed kline is final: the next one does not stand for it.
-            state = not slot.closed
+            final = slot.closed
         try:
             if status == EVENT_TRADE and not (<Stream>slot.stream).is_first(event.trade.trade_id):
                 return
-            self._encode(<Stream>slot.stream, data, size, state)
+            self._encode(<Stream>slot.stream, data, size, status != EVENT_TRADE, final)
         except Exception as error:
             once_per(log, "event").error(
                 "an event was not sent to clients, a bug", extra={"error": repr(error)}
             )
 
-    cdef int _encode(self, Stream stream, const char *data, Py_ssize_t size, bint state) except -1:
+    cdef int _encode(
+        self, Stream stream, const char *data, Py_ssize_t size, bint state, bint final
+    ) except -1:
         cdef payload_t payload
         cdef Group group
         cdef int mode = -1
@@ -372,7 +392,7 @@ cdef class Broadcast:
                 frame_size = write_frame(
                     self._frame, &payload, stream.wire_name, len(stream.wire_name), mode
                 )
-            self._append(group, self._frame, frame_size, stream if state else None)
+            self._append(group, self._frame, frame_size, stream if state else None, final)
         return 0
 
     def announce(self, names, bytes payload_ms not None, bytes payload_us not None):
@@ -391,13 +411,13 @@ cdef class Broadcast:
                     stream.wire_name,
                     group.mode,
                 )
-                self._append(group, frame, len(frame), None)
+                self._append(group, frame, len(frame), None, False)
 
     cdef inline int _append(
-        self, Group group, const char *frame, Py_ssize_t size, Stream state
+        self, Group group, const char *frame, Py_ssize_t size, Stream state, bint final
     ) except -1:
         cdef bint first = group.size == 0
-        group.append(frame, size, state)
+        group.append(frame, size, state, final)
         if first:
             self._dirty.append(group)
             if not self._scheduled:

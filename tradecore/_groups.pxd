@@ -1,11 +1,13 @@
 # A round's frames for clients that want the same.
 from libc.stdint cimport int64_t, uint32_t
 
-# A frame in a group's buffer that a slow client need not get.
+# A frame of a stream of states in a group's buffer. A slow client need not get it, unless it is
+# final: then it stands for the states before it.
 ctypedef struct mark_t:
     Py_ssize_t start
     Py_ssize_t end
     void *stream
+    bint final
 
 
 cdef class Stream:
@@ -37,8 +39,9 @@ cdef class Group:
     cdef bytes _whole
     cdef bytes final
     cdef dict states
+    cdef dict ended
 
-    cdef int append(self, const char *frame, Py_ssize_t size, Stream state) except -1
+    cdef int append(self, const char *frame, Py_ssize_t size, Stream state, bint final) except -1
     cdef bytes whole(self)
     cdef int split(self) except -1
     cdef int clear(self) except -1

@@ -42,8 +42,9 @@ cdef class Group:
         free(self.data)
         free(self.marks)
 
-    cdef int append(self, const char *frame, Py_ssize_t size, Stream state) except -1:
-        """Add a frame; `state` is its stream where a newer one may take its place."""
+    cdef int append(self, const char *frame, Py_ssize_t size, Stream state, bint final) except -1:
+        """Add a frame; `state` is its stream where a newer one may take the place of an older one,
+        and `final` tells that none may take the place of this one."""
         cdef char *data
         cdef mark_t *marks
         cdef Py_ssize_t capacity
@@ -65,6 +66,7 @@ cdef class Group:
             self.marks[self.mark_count].start = self.size
             self.marks[self.mark_count].end = self.size + size
             self.marks[self.mark_count].stream = <void *>state
+            self.marks[self.mark_count].final = final
             self.mark_count += 1
         memcpy(self.data + self.size, frame, size)
         self.size += size
@@ -77,8 +79,8 @@ cdef class Group:
         return self._whole
 
     cdef int split(self) except -1:
-        """Part the frames of this round: those that everybody gets, and by stream how many states
-        there are and the latest of them."""
+        """Part the frames of this round: those that everybody gets, by stream how many states there
+        are and the latest of them, and how many there were before a final one that came."""
         cdef Py_ssize_t i
         cdef Py_ssize_t done = 0
         cdef mark_t *mark
@@ -86,8 +88,13 @@ cdef class Group:
             return 0
         final = []
         states = {}
+        ended = {}
         for i in range(self.mark_count):
             mark = &self.marks[i]
+            if mark.final:
+                count, _ = states.pop(<Stream>mark.stream, (0, None))
+                ended[<Stream>mark.stream] = ended.get(<Stream>mark.stream, 0) + count
+                continue
             final.append(self.data[done:mark.start])
             count, _ = states.get(<Stream>mark.stream, (0, None))
             states[<Stream>mark.stream] = (count + 1, self.data[mark.start:mark.end])
@@ -95,12 +102,13 @@ cdef class Group:
         final.append(self.data[done:self.size])
         self.final = b"".join(final)
         self.states = states
+        self.ended = ended
         return 0
 
     cdef int clear(self) except -1:
         self.size = 0
         self.mark_count = 0
-        self._whole = self.final = self.states = None
+        self._whole = self.final = self.states = self.ended = None
         if self.capacity > KEEP_BYTES:
             free(self.data)
             self.data = NULL
