@@ -122,7 +122,7 @@ async def test_late_trades_are_entered_with_their_minutes_only(db: Database) -> 
 async def test_trades_above_the_fence_are_not_entered(db: Database) -> None:
     await fenced(db)
     now_us = wall_ns() // 1000
-    await db.sink.write_trades(trades(made(0, 1, now_us + 3_600_000_000)))
+    await db.sink.write_trades(trades(made(0, 1, now_us + 2 * 3_600_000_000)))
     assert await fenced(db) == []
     await db.sink.write_trades(trades(made(0, 2, now_us - 600_000_000)))
     assert len(await fenced(db)) == 1
@@ -265,3 +265,34 @@ async def test_the_daemon_keeps_them(tmp_path: Path, migrated_database: str) -> 
             await exchange.fault("pause")
             await until_equal(conn)
         await conn.close()
+
+
+async def test_trades_ahead_of_a_slow_server_clock_are_the_present(db: Database) -> None:
+    now_us = wall_ns() // 1000
+    rows = market(now_us - 600_000_000, now_us + 1_200_000_000, 50)
+    await db.sink.write_trades(trades(*rows))
+    state = await candle_windows.move_fence(db.conn, timedelta(seconds=5))
+    assert state.now == at(max(row["trade_us"] for row in rows))
+    await work_off(db, closed=state.through)
+    assert state.through is not None
+    await refresh(db.conn, await kind_of(db), state.through, state.now + MINUTE, closed=None)
+    await check_candles(db.conn)
+
+
+@pytest.mark.only_levels("community", "timescale")
+async def test_a_refresh_does_not_reach_below_the_first_chunk(db: Database) -> None:
+    """Somebody dropped trades, and did not ask: their candles stay."""
+    rows = market(START_US, START_US + 3 * DAY_US, 200)
+    await db.sink.write_trades(trades(*rows))
+    await fenced(db)
+    await work_off(db)
+    before = {name: await stored_candles(db.conn, name) for name in WIDTHS}
+    await db.conn.execute(
+        "SELECT drop_chunks('raw_trades', $1::timestamptz)", at(START_US + DAY_US)
+    )
+    begin = await candle_windows.first_chunk(db.conn)
+    assert begin == at(START_US + DAY_US)
+    kind = await kind_of(db)
+    await refresh(db.conn, kind, at(START_US), at(START_US + 3 * DAY_US), raw_from=begin)
+    for name in WIDTHS:
+        assert await stored_candles(db.conn, name) == before[name], name

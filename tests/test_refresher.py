@@ -121,3 +121,15 @@ def test_slices_are_the_newest_minutes_and_no_more(store: Store) -> None:
     assert refresher._last_slice(spans[:1]) == spans[0]
     day = (at(START_US), at(START_US + DAY_US))
     assert refresher._last_slice([day]) == (day[1] - timedelta(hours=1), day[1])
+
+
+async def test_the_newest_minutes_come_first_however_many_wait(db: Database, store: Store) -> None:
+    await db.conn.execute(
+        "INSERT INTO candle_windows (minutes) SELECT tstzmultirange(tstzrange(m, m + '1 minute'))"
+        " FROM generate_series($1::timestamptz, $1 + interval '1000 minutes', '1 minute') AS m",
+        at(START_US),
+    )
+    ids, spans = await candle_windows.read_waiting(db.conn)
+    assert len(ids) == 500
+    assert spans[-1][1] == at(START_US) + timedelta(minutes=1001)
+    assert await candle_windows.count_waiting(db.conn) == 1001

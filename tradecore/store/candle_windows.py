@@ -26,20 +26,32 @@ _FENCE_LIMIT_S = 0.5
 
 _MINUTE = timedelta(minutes=1)
 _ROWS = 500  # of candle_windows that are looked at in one go
+_AHEAD_MAX = timedelta(hours=1)
+"""Trades may be ahead of the server's clock, which may be slow, by so much; more is absurd."""
 
 _STATE = """
-SELECT candles_through, raw_from, clock_timestamp() AS now FROM store_state
+SELECT candles_through, raw_from, clock_timestamp() AS now,
+       (SELECT max(last_time) FROM trade_coverage) AS newest
+FROM store_state
+"""
+_FIRST_CHUNK = """
+SELECT min(range_start) FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = 'raw_trades'
 """
 _FIRST_TRADE = "SELECT min(timestamp) FROM raw_trades WHERE timestamp >= $1::timestamptz"
 _MOVE = "UPDATE store_state SET candles_through = $1::timestamptz"
 _ADD = "INSERT INTO candle_windows (minutes) VALUES (tstzmultirange($1::tstzrange))"
 _WAITING = """
 SELECT array_agg(id) AS ids, range_agg(minutes) AS minutes
-FROM (SELECT id, minutes FROM candle_windows ORDER BY id LIMIT $1) AS oldest
+FROM (SELECT id, minutes FROM candle_windows ORDER BY upper(minutes) DESC LIMIT $1) AS newest
+"""
+_COUNT = """
+SELECT coalesce(sum(extract(epoch FROM upper(part) - lower(part)) / 60), 0)::int8
+FROM (SELECT unnest(range_agg(minutes)) AS part FROM candle_windows) AS parts
 """
 _CUT = """
 UPDATE candle_windows SET minutes = minutes - tstzmultirange($2::tstzrange)
-WHERE id = ANY($1::int8[])
+WHERE id = ANY($1::int8[]) AND minutes && $2::tstzrange
 """
 _DROP = "DELETE FROM candle_windows WHERE id = ANY($1::int8[]) AND isempty(minutes)"
 
@@ -50,7 +62,7 @@ class FenceState(NamedTuple):
     through: datetime | None
     raw_from: datetime | None
     now: datetime
-    """The server's clock."""
+    """By the server's clock, or by the newest trade where that is ahead."""
 
 
 class Waiting(NamedTuple):
@@ -64,7 +76,20 @@ async def read_state(conn: asyncpg.Connection) -> FenceState:
     """Return the state of the store. Raises asyncpg errors."""
     row = await conn.fetchrow(_STATE)
     assert row is not None
-    return FenceState(_finite(row["candles_through"]), _finite(row["raw_from"]), row["now"])
+    now, newest = row["now"], row["newest"]
+    if newest is not None and now < newest < now + _AHEAD_MAX:
+        now = newest
+    return FenceState(_finite(row["candles_through"]), _finite(row["raw_from"]), now)
+
+
+async def first_chunk(conn: asyncpg.Connection) -> datetime | None:
+    """Return where the first chunk of raw_trades begins, on TimescaleDB; None: there is none.
+
+    Whoever dropped what was below, continuous aggregates must not be refreshed there: the candles
+    are all that is left.
+    """
+    found: datetime | None = await conn.fetchval(_FIRST_CHUNK)
+    return found
 
 
 async def move_fence(conn: asyncpg.Connection, settle: timedelta) -> FenceState:
@@ -94,11 +119,16 @@ async def move_fence(conn: asyncpg.Connection, settle: timedelta) -> FenceState:
 
 
 async def read_waiting(conn: asyncpg.Connection) -> Waiting:
-    """Return minutes to compute anew, those that were entered first. Raises asyncpg errors."""
+    """Return minutes to compute anew, the newest of them. Raises asyncpg errors."""
     row = await conn.fetchrow(_WAITING, _ROWS)
     if row is None or row["ids"] is None:
         return Waiting([], [])
     return Waiting(row["ids"], [(span.lower, span.upper) for span in row["minutes"]])
+
+
+async def count_waiting(conn: asyncpg.Connection) -> int:
+    """Count all minutes to compute anew."""
+    return int(await conn.fetchval(_COUNT))
 
 
 async def settle(conn: asyncpg.Connection, ids: list[int], first: datetime, end: datetime) -> None:
