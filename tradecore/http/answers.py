@@ -88,7 +88,10 @@ async def _found(request: web.Request, body: Body) -> web.Response:
     if len(text) >= COMPRESS_FROM_BYTES and _takes_gzip(request):
         text = await asyncio.to_thread(_gzip, text)
         headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return web.Response(body=text, headers=headers, content_type="application/json")
+    response = web.Response(body=text, headers=headers, content_type="application/json")
+    if body.behind:
+        response.headers["X-Tradecore-Candles"] = "behind"
+    return response
 
 
 def _takes_gzip(request: web.Request) -> bool:

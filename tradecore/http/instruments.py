@@ -20,7 +20,7 @@ QUOTES = (
 )
 """Quote assets of the venue's symbols, past and present."""
 
-_LARGEST = "92233720368.54775807"
+_LARGEST = "9000000000.00000000"
 _SMALLEST = "0.00000001"
 _ORDER_TYPES = (
     *("LIMIT", "LIMIT_MAKER", "MARKET", "STOP_LOSS", "STOP_LOSS_LIMIT"),

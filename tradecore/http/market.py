@@ -26,6 +26,10 @@ _INSTRUMENTS_AT_ONCE = 100
 _ONE_OR_MORE = ("symbol", "symbols")
 _KLINES = Names(("symbol", "interval"), ("startTime", "endTime", "timeZone", "limit"))
 
+_NOT_KEPT = {
+    "1s": "Candles of a second are not kept; see /api/v3/historicalTrades.",
+    "3d": "Where the venue's candles of three days begin is not documented; see 1d.",
+}
 NOT_RECORDED = {
     "depth": "The order book is not recorded.",
     "avgPrice": "The venue's average price is not recorded; see /api/v3/ticker?windowSize=5m.",
@@ -48,6 +52,8 @@ class Body(NamedTuple):
     text: bytes
     settled: bool = False
     """Only late trades can change it: it may be kept by the client, and is asked for again."""
+    behind: bool = False
+    """Stored trades are not in its candles yet: they came late, or many at once."""
 
 
 class Endpoint(NamedTuple):
@@ -125,6 +131,8 @@ class Market:
 
     async def _klines(self, query: Query) -> Body:
         symbol = query.symbol()
+        if query.text("interval") in _NOT_KEPT:
+            raise venue_errors.unsupported(_NOT_KEPT[query.text("interval")])
         if query.text("interval") not in grids.INTERVALS:
             raise venue_errors.bad_interval()
         grid = grids.grid(query.text("interval"), query.zone_us())
@@ -137,10 +145,13 @@ class Market:
                 limit=limit,
                 micro=query.micro,
             )
+            low_us = grid.step(grid.floor(_now_us()), -limit) if start_us is None else start_us
+            behind = await queries.are_behind(conn, low_us, end_us)
         if page is None:
             return self._nothing(symbol)
         last_us = page.last_us
-        return Body(page.body, last_us is not None and grid.step(last_us, 1) <= _now_us())
+        is_over = last_us is not None and grid.step(last_us, 1) <= _now_us()
+        return Body(page.body, is_over, behind)
 
     async def _trades(self, query: Query) -> Body:
         symbol, limit, from_id = query.symbol(), query.limit(), query.trade_id("fromId")

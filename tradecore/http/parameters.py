@@ -106,7 +106,10 @@ class Query:
         return start_us, end_us
 
     def zone_us(self) -> int:
-        """Return timeZone as its distance from UTC: "-1:00", "05:45", "8"; 0 when not sent."""
+        """Return timeZone as its distance from UTC: "-1:00", "05:45", "8"; 0 when not sent.
+
+        A multiple of 15 minutes, as all zones are: others would be made of single minutes.
+        """
         text = self._values.get("timeZone")
         if text is None:
             return 0
@@ -115,7 +118,7 @@ class Query:
             raise venue_errors.bad_data("timeZone")
         minutes = int(match[2]) * 60 + int(match[3] or 0)
         minutes = -minutes if match[1] == "-" else minutes
-        if not _ZONE_MIN <= minutes <= _ZONE_MAX or int(match[3] or 0) > 59:
+        if not _ZONE_MIN <= minutes <= _ZONE_MAX or int(match[3] or 0) not in (0, 15, 30, 45):
             raise venue_errors.bad_data("timeZone")
         return minutes * _MINUTE_US
 

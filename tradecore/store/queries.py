@@ -32,6 +32,10 @@ SELECT (date_part('epoch', min(bucket)) * 1000000)::int8 FROM {table}
 WHERE symbol = $1 AND bucket < $2
 """
 _NEWEST = "SELECT (date_part('epoch', max(bucket)) * 1000000)::int8 FROM {table}"
+_BEHIND = """
+SELECT EXISTS (SELECT FROM candle_windows
+               WHERE minutes && tstzrange($1::timestamptz, $2::timestamptz, '[]'))
+"""
 _HAS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
 _AGGREGATES = """
 SELECT view_name, format('%I.%I', materialization_hypertable_schema,
@@ -170,6 +174,12 @@ async def trade_span(conn: asyncpg.Connection, symbol: str) -> Span | None:
     """Return between which times trades of a symbol are stored; None if there is none."""
     first_us, last_us = await conn.fetchrow(_SPAN, symbol)
     return None if first_us is None else Span(first_us, last_us)
+
+
+async def are_behind(conn: asyncpg.Connection, first_us: int, end_us: int | None) -> bool:
+    """Tell whether stored trades of `first_us` <= time <= `end_us` are not in candles yet."""
+    end = None if end_us is None else moment(end_us)
+    return bool(await conn.fetchval(_BEHIND, moment(first_us), end))
 
 
 async def candles(

@@ -18,12 +18,13 @@ TABLES = (
 _US = "(extract(epoch FROM {}) * 1000000)::int8"
 
 _TRADES = f"""
-SELECT c.symbol, count(*) AS ranges, sum(c.last_id - c.first_id + 1)::int8 AS trades,
+SELECT c.symbol, count(*) AS ranges,
+       sum(c.last_id - c.first_id + 1 - (c.first_time < s.ledger_from)::int)::int8 AS trades,
        min(c.first_id) AS first_id, max(c.last_id) AS last_id,
        {_US.format("min(c.first_time)")} AS first_us, {_US.format("max(c.last_time)")} AS last_us,
        coalesce(max(h.holes), 0) AS holes, coalesce(max(h.ids), 0)::int8 AS ids_missing,
        {_US.format("max(a.proven_through)")} AS proven_through_us
-FROM trade_coverage AS c
+FROM trade_coverage AS c CROSS JOIN store_state AS s
 LEFT JOIN (SELECT symbol, count(*) AS holes, sum(last_id - first_id + 1) AS ids
            FROM trade_gaps WHERE state = 'open' GROUP BY symbol) AS h ON h.symbol = c.symbol
 LEFT JOIN audit_state AS a ON a.symbol = c.symbol

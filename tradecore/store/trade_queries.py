@@ -17,18 +17,31 @@ _MINUTE_US = 60_000_000
 _FRESH_MINUTES = 3
 """So many minutes before the newest trade are read even if they have no candle yet."""
 
-_NEWEST_RANGES = """
-SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 ORDER BY first_id DESC LIMIT $2
+# Without the ids that are kept in the ledger for their place only: see sql/011_lifecycle.sql.
+_WITH_ROWS = """
+SELECT * FROM (
+    SELECT c.first_id + (c.first_time < s.ledger_from)::int AS first_id, c.last_id
+    FROM ({ranges}) AS c, store_state AS s
+) AS r WHERE first_id <= last_id
 """
-_RANGES_FROM = """
-SELECT first_id, last_id FROM (
-    (SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 AND first_id <= $2
+_NEWEST_RANGES = (
+    _WITH_ROWS.format(
+        ranges="SELECT * FROM trade_coverage WHERE symbol = $1 ORDER BY first_id DESC LIMIT $2"
+    )
+    + "ORDER BY first_id DESC"
+)
+_RANGES_FROM = (
+    _WITH_ROWS.format(
+        ranges="""
+    (SELECT * FROM trade_coverage WHERE symbol = $1 AND first_id <= $2
      ORDER BY first_id DESC LIMIT 1)
     UNION ALL
-    (SELECT first_id, last_id FROM trade_coverage WHERE symbol = $1 AND first_id > $2
+    (SELECT * FROM trade_coverage WHERE symbol = $1 AND first_id > $2
      ORDER BY first_id LIMIT $3)
-) AS c WHERE last_id >= $2 ORDER BY first_id
 """
+    )
+    + "AND last_id >= $2 ORDER BY first_id"
+)
 
 # The venue cuts quoteQty at the quote asset's decimals; side is the taker's.
 _PAGE = """
