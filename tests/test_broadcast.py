@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,46 @@ async def test_klines_never_go_backwards_and_close_once(desk: Desk) -> None:
         (second + 5, second, False),
         (second + 5, second, True),
     ]
+
+
+async def test_a_state_of_the_far_future_silences_nothing(desk: Desk) -> None:
+    _, wire = desk.join(BTC_TICKER, BTC_KLINES, mode=MICRO)
+    now = time.time_ns() // 1000
+    minute = now // 60_000_000 * 60_000_000
+    absurd = now + 3600_000_000
+    absurd_minute = minute + 3600_000_000
+    for event_us in (now, absurd, now + 1, now, absurd, now + 2):
+        desk.capture.feed(ticker(event_us))
+    for frame in (
+        kline(now, minute),
+        kline(now + 1, absurd_minute, closed=True),
+        kline(now + 2, minute),
+        kline(now + 1, minute),
+        kline(absurd, minute),
+        kline(now + 3, minute),
+        kline(now + 4, minute, closed=True),
+        kline(now + 5, minute),
+    ):
+        desk.capture.feed(frame)
+    desk.fan.flush()
+    events = [json.loads(payload) for payload in wire.take()]
+    tickers = [one["E"] for one in events if one["e"] == "24hrTicker"]
+    klines = [one["E"] for one in events if one["e"] == "kline"]
+    assert tickers == [now, absurd, now + 1, absurd, now + 2]
+    assert klines == [now, now + 1, now + 2, absurd, now + 3, now + 4]
+
+
+async def test_states_keep_their_order_while_our_clock_is_behind(desk: Desk) -> None:
+    _, wire = desk.join(BTC_TICKER, BTC_KLINES, mode=MICRO)
+    later = time.time_ns() // 1000 + 3600_000_000
+    minute = later // 60_000_000 * 60_000_000
+    for step in (5, 4, 6, 5):
+        desk.capture.feed(ticker(later + step))
+        desk.capture.feed(kline(later + step, minute))
+    desk.fan.flush()
+    events = [json.loads(payload) for payload in wire.take()]
+    assert [one["E"] - later for one in events if one["e"] == "24hrTicker"] == [5, 6]
+    assert [one["E"] - later for one in events if one["e"] == "kline"] == [5, 6]
 
 
 async def test_a_change_of_mode_loses_and_doubles_nothing(desk: Desk) -> None:

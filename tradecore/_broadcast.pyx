@@ -38,7 +38,7 @@ from tradecore._reframe cimport (
     write_frame,
 )
 from tradecore._rows cimport FLAG_CLOSED
-from tradecore.capture cimport Capture, mono_clock_ns
+from tradecore.capture cimport Capture, mono_clock_ns, wall_clock_ns
 
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ cdef enum:
     PAUSE_TIMES = 3
     PAUSE_LEAST_NS = 500000
     PAUSE_MOST_NS = 10000000
+    # A state whose time is farther ahead of our clock does not hold back those that are not.
+    AHEAD_MOST_US = 60000000
 
 _DRAIN_LOOK_S = 0.02
 
@@ -341,7 +343,7 @@ cdef class Broadcast:
         if slot.stream == NULL:
             return
         if status == EVENT_TICKER:
-            if event.ticker.event_us <= slot.event_us:
+            if not _is_newer_ticker(slot, event):
                 return
             slot.event_us = event.ticker.event_us
         elif status == EVENT_KLINE:
@@ -491,12 +493,28 @@ def _mode_of(Group group):
     return group.mode
 
 
+cdef bint _is_newer_ticker(const slot_t *slot, const event_t *event) noexcept:
+    if event.ticker.event_us > slot.event_us:
+        return True
+    return _is_out_of_time(slot.event_us, event.ticker.event_us)
+
+
 cdef bint _is_newer_kline(const slot_t *slot, const event_t *event) noexcept:
-    if event.kline.open_us != slot.open_us:
-        return event.kline.open_us > slot.open_us
-    if slot.closed:
-        return False
-    return event.kline.event_us > slot.event_us or event.kline.flags & FLAG_CLOSED
+    if event.kline.open_us > slot.open_us:
+        return True
+    if event.kline.open_us == slot.open_us and not slot.closed and (
+        event.kline.event_us > slot.event_us or event.kline.flags & FLAG_CLOSED
+    ):
+        return True
+    return _is_out_of_time(
+        max(slot.event_us, slot.open_us), max(event.kline.event_us, event.kline.open_us)
+    )
+
+
+cdef bint _is_out_of_time(int64_t sent_us, int64_t event_us) noexcept:
+    """Tell whether what was sent came with an absurd time, and this event does not."""
+    cdef int64_t limit_us = wall_clock_ns() // 1000 + AHEAD_MOST_US
+    return sent_us > limit_us >= event_us
 
 
 cdef void _on_event(
