@@ -344,6 +344,22 @@ async def test_closed_candles_are_revalidated(client: Client, desk: Desk) -> Non
     assert changed.headers["ETag"] != tag
 
 
+async def test_candles_that_are_behind_say_so(client: Client, desk: Desk) -> None:
+    from test_queries import FIRST_US, at, timedelta
+
+    url = f"/api/v3/klines?symbol={BUSY}&interval=1h&startTime={FIRST_US // 1000}"
+    assert "X-Tradecore-Candles" not in (await client.get(url))[0].headers
+    late = at(FIRST_US) + timedelta(minutes=90)
+    await desk.db.conn.execute(
+        "INSERT INTO candle_windows (minutes)"
+        " VALUES (tstzmultirange(tstzrange($1, $1::timestamptz + interval '1 minute')))",
+        late,
+    )
+    assert (await client.get(url))[0].headers["X-Tradecore-Candles"] == "behind"
+    before = f"{url}&endTime={FIRST_US // 1000 + 60_000}"
+    assert "X-Tradecore-Candles" not in (await client.get(before))[0].headers
+
+
 async def test_answers_that_go_on_changing_are_not_kept(client: Client, desk: Desk) -> None:
     now = wall_ns() // 1000
     from test_queries import at, made

@@ -231,6 +231,24 @@ async def test_trades_around_holes(db: Database) -> None:
     await read.close()
 
 
+async def test_an_id_that_is_kept_for_its_place_only_is_no_trade(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention may leave one below a hole; nobody searches all days for its row."""
+    await make_candles(desk)
+    await desk.db.conn.execute(
+        "INSERT INTO trade_coverage VALUES ($1, 4000, 4000, $2, $2)", BUSY, at(FIRST_US - DAY_US)
+    )
+    await desk.db.conn.execute("UPDATE store_state SET ledger_from = $1", at(FIRST_US - 60))
+    monkeypatch.setattr(trade_queries, "_BY_ID", "SELECT nothing of the kind")
+    wanted = oracle.trades(await desk.rows(BUSY))
+    assert await desk.trades_from(BUSY, 0, 5) == wanted[:5]
+    assert await desk.trades_from(BUSY, 4000, 1000) == wanted[:1000]
+    async with desk.read.session() as conn:
+        (one,) = await statistics.coverage_summary(conn, BUSY)
+    assert one["trades"] == len(wanted)
+
+
 async def test_trades_by_time(desk: Desk) -> None:
     rows = await desk.rows(BUSY)
     times = [oracle.us_of(row["timestamp"]) for row in rows]
