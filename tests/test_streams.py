@@ -13,7 +13,7 @@ from snapshots import HEALTHY
 from tests.plain_frames import TICKER, compact, in_microseconds, wrapped
 from tests.test_capture import Bench, trade
 from tests.ws_frames import payloads
-from tradecore.http import security, stream_session, stream_words, streams
+from tradecore.http import connections, security, stream_session, stream_words, streams
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
 from tradecore.store.holes import HoleFate
@@ -256,9 +256,9 @@ async def test_pages_that_may_connect(desk: Desk, origin: str | None) -> None:
 
 async def test_a_stream_outlives_the_limits_of_plain_requests(desk: Desk, monkeypatch) -> None:
     monkeypatch.setattr(security, "HANDLER_LIMIT_S", 0.01)
-    monkeypatch.setattr(security, "ANSWER_LIMIT_S", 0.01)
-    monkeypatch.setattr(security, "IDLE_LIMIT_S", 0.01)
-    monkeypatch.setattr(security, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(connections, "ANSWER_LIMIT_S", 0.01)
+    monkeypatch.setattr(connections, "IDLE_LIMIT_S", 0.01)
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 1)
     monkeypatch.setattr(stream_session, "PING_INTERVAL_S", 0.1)
     async with (
         desk.connect("/ws/btcusdt@trade", autoping=False) as one,

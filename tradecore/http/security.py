@@ -1,16 +1,15 @@
 """What every request meets before its handler, and every answer before it leaves.
 
 Only GET and HEAD, no body, a bounded rate for each peer (below /api/ the venue's weights, which are
-counted there), known Host names on a loopback bind, time limits on both ends, security headers on
-all answers, and errors as JSON that tell nothing about the inside. Pages of the origins that the
-operator names may read what is below /api/, no others.
+counted there), known Host names on a loopback bind, a time limit, security headers on all answers,
+and errors as JSON that tell nothing about the inside. Pages of the origins that the operator names
+may read what is below /api/, no others.
 """
 
 import asyncio
 import logging
 import math
 import re
-import socket
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from http import HTTPStatus
@@ -26,14 +25,6 @@ from tradecore.values import is_loopback
 log = logging.getLogger(__name__)
 
 HANDLER_LIMIT_S = 5.0
-ANSWER_LIMIT_S = 10.0
-IDLE_LIMIT_S = 30.0
-"""Longest wait for a (next) whole request on a connection."""
-CONNECTIONS_MAX = 64
-LINE_MAX_BYTES = 8190
-"""A request line: lists of symbols are long."""
-HEADER_MAX_BYTES = 4096
-HEADERS_MAX = 64
 
 RATE_PER_S = 50.0
 RATE_BURST = 100
@@ -236,97 +227,10 @@ def may_open_stream(request: web.Request, origins: Collection[str]) -> bool:
     return hdrs.ORIGIN not in request.headers or is_ours or origin in origins
 
 
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
+# The dot behind a name is that of the DNS root.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+?)\.?)(?::[0-9]{1,5})?")
 
 
 def _host_name(host: str) -> str:
     match = _HOST.fullmatch(host.lower())
     return (match[1] or match[2]) if match else ""
-
-
-def _raw_answer(status: HTTPStatus) -> bytes:
-    body = error_answer(status).body
-    assert isinstance(body, bytes)
-    head = {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-        **HEADERS,
-    }
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in head.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-_MALFORMED = _raw_answer(HTTPStatus.BAD_REQUEST)
-
-
-class GuardedConnection(web.RequestHandler):
-    """A client's connection: bounded in number and time, silent about the server."""
-
-    def __init__(
-        self,
-        manager: web.Server,
-        loop: asyncio.AbstractEventLoop,
-        streams: Callable[[], int] = lambda: 0,
-    ) -> None:
-        """`streams` tells how many of the connections are live streams, which have a limit of
-        their own."""
-        super().__init__(
-            manager,
-            loop=loop,
-            keepalive_timeout=IDLE_LIMIT_S,
-            max_line_size=LINE_MAX_BYTES,
-            max_field_size=HEADER_MAX_BYTES,
-            max_headers=HEADERS_MAX,
-            lingering_time=1.0,
-            access_log=None,  # type: ignore[arg-type]  # None is what switches it off
-            logger=log,
-        )
-        self._clients = manager
-        self._streams = streams
-        self._malformed: web.Response | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or drop it when too many are open."""
-        if len(self._clients.connections) - self._streams() >= CONNECTIONS_MAX:
-            _abort(transport)
-            return
-        # Closing waits until all is sent; the kernel ends the wait for a client that never reads.
-        transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_LIMIT_S * 1000)
-        )
-        super().connection_made(transport)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Note bytes that are no HTTP request, or too large a one; the connection ends."""
-        log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
-        self._malformed = error_answer(status)
-        return self._malformed
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; a client that does not read it in time loses the connection."""
-        if resp is self._malformed:
-            # There is no request, so no route, and no signal will set the headers.
-            if self.transport is not None:
-                self.transport.write(_MALFORMED)
-            return resp, True
-        try:
-            async with asyncio.timeout(ANSWER_LIMIT_S):
-                return await super().finish_response(request, resp, start_time)
-        except TimeoutError:
-            _abort(self.transport)
-            return resp, True
-
-
-def _abort(transport: asyncio.BaseTransport | None) -> None:
-    if transport is not None:
-        # Those of uvloop are no subclasses of asyncio's.
-        transport.abort()  # type: ignore[attr-defined]

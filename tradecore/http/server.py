@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 
 from tradecore import metrics
 from tradecore.errors import UsageError
-from tradecore.http import health, security
+from tradecore.http import connections, health, security
 from tradecore.http.api import Api
 from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
@@ -102,14 +102,13 @@ class SideServer:
         assert manager is not None
         loop = asyncio.get_running_loop()
         streams = self._streams
+        house = connections.House(lambda: streams.open if streams is not None else 0)
         try:
             self._listener = await loop.create_server(
-                lambda: security.GuardedConnection(
-                    manager, loop, lambda: streams.open if streams is not None else 0
-                ),
+                lambda: connections.GuardedConnection(manager, loop, house),
                 self._host,
                 self._port,
-                backlog=security.CONNECTIONS_MAX,
+                backlog=connections.BACKLOG,
                 reuse_address=True,
             )
         except (OSError, OverflowError) as error:

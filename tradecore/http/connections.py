@@ -1,0 +1,280 @@
+"""The connections of the side server: how many there may be, and how long each may take.
+
+When all places are taken, a connection that waits for a request gives way to the next client: the
+one that has waited longest, whether it has sent nothing or half a head. When all of them are busy,
+the next client stands at the door until the first bytes of its request are there. What asks how the
+daemon is gets an answer all the same, so that no crowd makes a supervisor kill it; everybody else
+is told to come back.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+
+from aiohttp import web
+
+from tradecore.http.security import API_PREFIX, HEADERS, error_answer
+from tradecore.log import once_per
+
+log = logging.getLogger(__name__)
+
+ANSWER_LIMIT_S = 10.0
+HEAD_LIMIT_S = 10.0
+"""From the first byte of a head to its last."""
+IDLE_LIMIT_S = 30.0
+"""Longest wait for a (next) whole request on a connection."""
+IDLE_LEAST_S = 0.25
+"""A connection that waits no longer than that gives way to nobody: its request is on its way."""
+
+CONNECTIONS_MAX = 256
+"""Beside live streams, which have a limit of their own."""
+PROBES_MAX = 64
+"""So many more for those who ask how the daemon is."""
+DOOR_MAX = 256
+"""So many more that are about to be turned away."""
+DOOR_LIMIT_S = 2.0
+PROBE_PATHS = frozenset({"/live", "/ready", "/metrics", "/health", "/health/db", "/health/binance"})
+RETRY_AFTER_S = 1
+BACKLOG = 256
+"""So many may wait for us to take them up."""
+
+LINE_MAX_BYTES = 8190
+"""A request line: lists of symbols are long."""
+HEADER_MAX_BYTES = 4096
+HEADERS_MAX = 64
+
+
+def _raw_answer(status: HTTPStatus, path: str = "", **headers: str) -> bytes:
+    body = error_answer(status, path=path).body
+    assert isinstance(body, bytes)
+    head = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+        **HEADERS,
+    }
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in head.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_MALFORMED = _raw_answer(HTTPStatus.BAD_REQUEST)
+_FULL, _FULL_API = (
+    _raw_answer(HTTPStatus.SERVICE_UNAVAILABLE, path, Retry_After=str(RETRY_AFTER_S))
+    for path in ("", API_PREFIX)
+)
+
+
+class House:
+    """Who has a place, and who stands at the door."""
+
+    def __init__(self, streams: Callable[[], int]) -> None:
+        """`streams` tells how many of the connections are live streams."""
+        self._streams = streams
+        self._inside: set[GuardedConnection] = set()
+        # Those who came first stand first.
+        self._door: dict[GuardedConnection, None] = {}
+
+    def enter(self, connection: "GuardedConnection", is_probe: bool = False) -> bool:
+        """Give a connection a place, if need be that of one that waits; tell whether it has one."""
+        while self._excess() >= 0:
+            if (waiting := self._longest_waiting(connection.now())) is None:
+                break
+            self._inside.discard(waiting)
+            waiting.force_close()
+        if self._excess() >= (PROBES_MAX if is_probe else 0):
+            return False
+        self._door.pop(connection, None)
+        self._inside.add(connection)
+        return True
+
+    def stand_at_door(self, connection: "GuardedConnection") -> None:
+        """Let a connection wait that found no place; who stands there longest makes room for it."""
+        once_per(log, "full").warning(
+            "all HTTP connections are taken and busy", extra={"connections": CONNECTIONS_MAX}
+        )
+        if len(self._door) >= DOOR_MAX:
+            first = next(iter(self._door))
+            del self._door[first]
+            first.abort()
+        self._door[connection] = None
+
+    def leave(self, connection: "GuardedConnection") -> None:
+        """Take the place back, or the one at the door."""
+        self._inside.discard(connection)
+        self._door.pop(connection, None)
+
+    def _excess(self) -> int:
+        return len(self._inside) - self._streams() - CONNECTIONS_MAX
+
+    def _longest_waiting(self, now_s: float) -> "GuardedConnection | None":
+        waiting = [one for one in self._inside if one.is_waiting]
+        longest = min(waiting, key=lambda one: one.waits_since_s, default=None)
+        if longest is None or now_s - longest.waits_since_s < IDLE_LEAST_S:
+            return None
+        return longest
+
+
+class GuardedConnection(web.RequestHandler):
+    """A client's connection: bounded in number and time, silent about the server."""
+
+    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, house: House) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            keepalive_timeout=IDLE_LIMIT_S,
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=HEADER_MAX_BYTES,
+            max_headers=HEADERS_MAX,
+            lingering_time=1.0,
+            access_log=None,  # type: ignore[arg-type]  # None is what switches it off
+            logger=log,
+        )
+        self._house = house
+        self._malformed: web.Response | None = None
+        self.waits_since_s = 0.0
+        """When it began to wait for a request, by the clock of the loop."""
+        # Of one at the door.
+        self._outside: asyncio.Transport | None = None
+        self._turned_away = False
+        # Ends what takes too long: half a head, or to stand at the door.
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request is under way and nothing of an answer is unsent."""
+        return (
+            self._waiter is not None
+            and not self._waiter.done()
+            and self.transport is not None
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def now(self) -> float:
+        """Return what the clock of the loop shows."""
+        return self._loop.time()
+
+    def abort(self) -> None:
+        """End the connection without waiting for anything."""
+        _abort(self._outside or self.transport)
+
+    # ---- begin and end -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection if there is a place for it."""
+        # Closing waits until all is sent; the kernel ends the wait for a client that never reads.
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_LIMIT_S * 1000)
+        )
+        if self._house.enter(self):
+            self._take(transport)
+        else:
+            self._house.stand_at_door(self)
+            self._outside = transport  # type: ignore[assignment]  # see _abort
+            self._end_after(DOOR_LIMIT_S)
+
+    def _take(self, transport: asyncio.BaseTransport) -> None:
+        self._outside = None
+        self.waits_since_s = self.now()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Free the place."""
+        self._house.leave(self)
+        self._outside = None
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _end_after(self, limit_s: float) -> None:
+        self._timer = self._loop.call_later(limit_s, self._end)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._timer = None
+        if self._outside is not None:
+            self.abort()
+        elif self._waiter is not None and not self._waiter.done():
+            self.force_close()
+        else:
+            # The head of the next request is there in part, while one is answered.
+            self._end_after(HEAD_LIMIT_S)
+
+    # ---- what comes --------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        if self._outside is not None:
+            self._at_the_door(self._outside, data)
+            return
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before or self._upgraded:
+            self._stop_timer()
+        elif data and self._timer is None and not self._force_close:
+            self._end_after(HEAD_LIMIT_S)
+
+    def _at_the_door(self, transport: asyncio.Transport, data: bytes) -> None:
+        if self._turned_away:
+            return
+        path = _path_of(data)
+        self._stop_timer()
+        if self._house.enter(self, path in PROBE_PATHS):
+            self._take(transport)
+            self.data_received(data)
+            return
+        self._turned_away = True
+        transport.write(_FULL_API if path.startswith(API_PREFIX) else _FULL)
+        # What may still come is read until the client has seen the answer: else it would be lost.
+        transport.write_eof()
+        self._end_after(DOOR_LIMIT_S)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Note bytes that are no HTTP request, or too large a one; the connection ends."""
+        log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
+        self._malformed = error_answer(status)
+        return self._malformed
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; a client that does not read it in time loses the connection."""
+        if resp is self._malformed:
+            # There is no request, so no route, and no signal will set the headers.
+            if self.transport is not None:
+                self.transport.write(_MALFORMED)
+            return resp, True
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            _abort(self.transport)
+            return resp, True
+        finally:
+            self.waits_since_s = self.now()
+
+
+def _path_of(data: bytes) -> str:
+    """Return the path of the request whose head begins with `data`, "" when it is not there yet."""
+    method, _, rest = data[:LINE_MAX_BYTES].partition(b" ")
+    target, blank, _ = rest.partition(b" ")
+    if method not in (b"GET", b"HEAD") or not blank:
+        return ""
+    return target.partition(b"?")[0].decode("latin-1")
+
+
+def _abort(transport: asyncio.BaseTransport | None) -> None:
+    if transport is not None:
+        # Those of uvloop are no subclasses of asyncio's.
+        transport.abort()  # type: ignore[attr-defined]
