@@ -98,8 +98,19 @@ def _takes_gzip(request: web.Request) -> bool:
     for part in request.headers.get(hdrs.ACCEPT_ENCODING, "").split(","):
         name, _, quality = part.partition(";")
         if name.strip().lower() == "gzip":
-            return quality.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+            return _weight(quality) > 0.0
     return False
+
+
+def _weight(parameter: str) -> float:
+    """Return how much a choice is wanted, from its `q=…`; a text counts as not at all."""
+    name, _, value = parameter.partition("=")
+    if not name.strip():
+        return 1.0
+    try:
+        return float(value) if name.strip().lower() == "q" else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _gzip(text: bytes) -> bytes:
