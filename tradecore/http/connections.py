@@ -25,7 +25,7 @@ HEAD_LIMIT_S = 10.0
 """From the first byte of a head to its last."""
 IDLE_LIMIT_S = 30.0
 """Longest wait for a (next) whole request on a connection."""
-IDLE_LEAST_S = 0.25
+IDLE_LEAST_S = 1.0
 """A connection that waits no longer than that gives way to nobody: its request is on its way."""
 
 CONNECTIONS_MAX = 256
@@ -98,7 +98,7 @@ class House:
         if len(self._door) >= DOOR_MAX:
             first = next(iter(self._door))
             del self._door[first]
-            first.abort()
+            first.give_up()
         self._door[connection] = None
 
     def leave(self, connection: "GuardedConnection") -> None:
@@ -156,9 +156,13 @@ class GuardedConnection(web.RequestHandler):
         """Return what the clock of the loop shows."""
         return self._loop.time()
 
-    def abort(self) -> None:
-        """End the connection without waiting for anything."""
-        _abort(self._outside or self.transport)
+    def give_up(self) -> None:
+        """Turn a client at the door away without waiting for what it wants."""
+        if self._outside is not None:
+            if not self._turned_away:
+                self._turned_away = True
+                self._outside.write(_FULL)
+            self._outside.close()
 
     # ---- begin and end -----------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class GuardedConnection(web.RequestHandler):
     def _end(self) -> None:
         self._timer = None
         if self._outside is not None:
-            self.abort()
+            _abort(self._outside)
         elif self._waiter is not None and not self._waiter.done():
             self.force_close()
         else:
