@@ -103,6 +103,7 @@ HEALTHY = Snapshot(
     lifecycle=Lifecycle(
         horizon_us=1_600_000_000_000_000,
         waits="",
+        waits_s=0.0,
         chunks={("raw_trades", "open"): 8, ("raw_trades", "compressed"): 9},
         dropped={"raw_trades": 1045, "tickers": 0},
         compressed={"raw_trades": 1046, "tickers": 0},

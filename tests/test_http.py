@@ -119,7 +119,12 @@ def assert_secure(headers):
         ),
         ({"lifecycle__job_trouble": "Jobs fail: x"}, "degraded", ["timescale_jobs"]),
         ({"lifecycle__trouble": {"drop": "why"}}, "degraded", ["lifecycle_drop"]),
-        ({"lifecycle__waits": "candles"}, "ok", []),
+        ({"lifecycle__waits": "candles", "lifecycle__waits_s": 86_000.0}, "ok", []),
+        (
+            {"lifecycle__waits": "candles", "lifecycle__waits_s": 87_000.0},
+            "degraded",
+            ["retention_waits"],
+        ),
         ({"ring__above_high_water": True}, "failed", ["ring_above_high_water"]),
         (
             {**AWAY, "database__away_s": 31.0, **DEAD_FEED, "ring__above_high_water": True},

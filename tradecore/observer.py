@@ -268,6 +268,7 @@ class Observer:
         return Lifecycle(
             horizon_us=stats.horizon_us,
             waits=stats.waits,
+            waits_s=(clock.mono_ns() - stats.waits_since_ns) / 1e9 if stats.waits_since_ns else 0.0,
             chunks=dict(stats.chunks),
             dropped=dict(stats.dropped),
             compressed=dict(stats.compressed),

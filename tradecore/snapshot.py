@@ -194,6 +194,8 @@ class Lifecycle:
     """Older trades are given up; None: none are, or it is not known yet."""
     waits: str
     """Why the horizon does not stand where RETENTION puts it; "" when it does."""
+    waits_s: float
+    """For how long, as far as this daemon knows."""
     chunks: Mapping[tuple[str, str], int]
     """Days by table and state: open, compressed, partial."""
     dropped: Mapping[str, int]

@@ -16,6 +16,9 @@ from tradecore.snapshot import LIVE, ConnectionState, Lifecycle, Snapshot
 DATABASE_AWAY_LIMIT_S = 30.0
 """How long the database may be away before the daemon is no longer ready."""
 
+RETENTION_WAIT_LIMIT_S = 86_400.0
+"""How long the horizon may wait for candles before somebody should know: disk fills meanwhile."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["ok", "degraded", "failed"]
@@ -75,6 +78,10 @@ def _lifecycle_reasons(lifecycle: Lifecycle) -> Iterator[Reason]:
     for step, error in lifecycle.trouble.items():
         text = f"Old trades are not kept in order, {step} failed: {error}."
         yield Reason(f"lifecycle_{step}", "database", False, text)
+    if lifecycle.waits_s > RETENTION_WAIT_LIMIT_S:
+        hours = lifecycle.waits_s / 3600
+        text = f"For {hours:.0f} h no old trades have been given up: {lifecycle.waits}."
+        yield Reason("retention_waits", "database", False, text)
     if lifecycle.job_trouble:
         text = f"{lifecycle.job_trouble}; tradecore does this work itself."
         yield Reason("timescale_jobs", "database", False, text)
