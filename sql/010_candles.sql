@@ -170,18 +170,3 @@ JOIN (VALUES ('candles_15m', interval '30 days'), ('candles_1h', interval '90 da
              ('candles_4h', interval '360 days'), ('candles_1d', interval '1800 days'))
     AS wide (name, chunk) ON view_name = name
 WHERE view_schema = current_schema();
-
--- The daemon refreshes all of them itself, exactly where trades came; these work while it is away.
-SELECT add_continuous_aggregate_policy('candles_1m', start_offset => interval '2 hours',
-    end_offset => interval '1 minute', schedule_interval => interval '1 minute');
-SELECT add_continuous_aggregate_policy('candles_5m', start_offset => interval '3 hours',
-    end_offset => interval '5 minutes', schedule_interval => interval '5 minutes');
-SELECT add_continuous_aggregate_policy('candles_15m', start_offset => interval '4 hours',
-    end_offset => interval '15 minutes', schedule_interval => interval '15 minutes');
-SELECT add_continuous_aggregate_policy('candles_1h', start_offset => interval '12 hours',
-    end_offset => interval '1 hour', schedule_interval => interval '1 hour');
-SELECT add_continuous_aggregate_policy('candles_4h', start_offset => interval '2 days',
-    end_offset => interval '4 hours', schedule_interval => interval '4 hours');
-SELECT add_continuous_aggregate_policy('candles_1d', start_offset => interval '4 days',
-    end_offset => interval '1 day', schedule_interval => interval '1 day');
--- level: any

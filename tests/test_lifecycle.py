@@ -31,6 +31,7 @@ from tradecore.lifecycle import Lifecycle, LifecycleStats
 from tradecore.settings import Settings
 from tradecore.store import chunks as chunks_of
 from tradecore.store import horizon, trim
+from tradecore.store.candle_windows import TRY_TO_REFRESH
 from tradecore.store.candles import WIDTHS, read_kind, refresh
 from tradecore.store.chunks import chunks, read_server
 from tradecore.store.migrate import detect_level
@@ -379,9 +380,124 @@ async def test_the_proof_goes_on_above_the_horizon(db: Database) -> None:
     assert await db.conn.fetch("SELECT parked_at FROM dead_letters") == [(to + minute,)]
 
 
+@pytest.mark.parametrize("days", [2, 4])
+async def test_days_that_somebody_dropped_are_no_part_of_the_record(
+    db: Database, days: int
+) -> None:
+    """Also above the horizon that RETENTION gives, and with candles that wait for their trades."""
+    trades = history("BTCUSDT", days=4, every_s=600)
+    trades += history("OLDUSDT", days=0.7, every_s=900)
+    trades += history("BTCUSDT", days=0.5, every_s=600, begin=START + 7 * DAY, first_id=1000)
+    await put(db, trades)
+    gaps = await unfilled(db.conn)
+    assert set(gaps.values()) == {"open"}
+    await candles_done(db.conn, START + 1.3 * DAY)
+    await put(db, [Trade("LATEUSDT", 1, us(START + 0.9 * DAY))])  # its minute waits
+    assert await db.conn.fetchval("SELECT count(*) FROM candle_windows") == 1
+    trades.append(Trade("LATEUSDT", 1, us(START + 0.9 * DAY)))
+    to = START + days * DAY
+    await drop_days(db, to)
+    assert (await verify(db.conn)).differences
+    async with opened(db.dsn, retention_s=6 * 86_400, compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+        # Not over the days after: they are a hole, and may be fetched.
+        assert lifecycle.stats.horizon_us == us(to)
+        await check(db, expected(trades, gaps, to), to)
+        assert await db.conn.fetchval("SELECT count(*) FROM candle_windows") == 0
+        await lifecycle.round()
+        assert lifecycle.stats.horizon_us == us(to)
+        assert lifecycle.stats.waits == ""
+
+
+async def test_days_between_are_missed(db: Database) -> None:
+    """Nothing is given up that comes after a day that is there; `verify` tells what is gone."""
+    await put(db, history("BTCUSDT", days=4, every_s=600))
+    await candles_done(db.conn)
+    await drop_days(db, START + 2 * DAY, START + DAY)
+    async with opened(db.dsn, retention_s=50 * 86_400, compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+        assert (lifecycle.stats.horizon_us or 0) < us(START)
+    assert (await verify(db.conn)).differences
+
+
+async def drop_days(db: Database, until: datetime, since: datetime = START) -> None:
+    """Drop days of trades behind the back of the ledger."""
+    level = await detect_level(db.conn)
+    for one in await chunks(db.conn, await read_server(db.conn, level)):
+        if one.table == "raw_trades" and since <= one.begin < until:
+            await db.conn.execute(f"DROP TABLE {one.name}")
+
+
+async def test_what_a_crash_left_in_the_proof_is_taken_out(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3.5, every_s=600))
+    await candles_done(db.conn)
+    to = START + 2 * DAY
+    await db.conn.execute(
+        "INSERT INTO audit_state (symbol, proven_from, proven_through, audited_through)"
+        " VALUES ('BTCUSDT', $1, $1, $2)",
+        START,
+        to + DAY,
+    )
+    await db.conn.execute(
+        "INSERT INTO trade_audits (symbol, open_time, state, reason)"
+        " VALUES ('BTCUSDT', $1, 'mismatch', 'count')",
+        START,
+    )
+    failure = asyncpg.LockNotAvailableError("somebody holds it")
+    async with opened(db.dsn, retention_s=86_400, compress_after_s=None) as lifecycle:
+        with patch.object(trim, "trim_audits", side_effect=failure):
+            await lifecycle.round()
+        assert await db.conn.fetchval("SELECT ledger_from FROM store_state") == to
+        assert await db.conn.fetchval("SELECT count(*) FROM trade_audits") == 1
+        await lifecycle.round()
+    assert await db.conn.fetchval("SELECT count(*) FROM trade_audits") == 0
+    row = await db.conn.fetchrow("SELECT proven_from, proven_through FROM audit_state")
+    assert tuple(row or ()) == (to, to + DAY)
+
+
+async def test_the_horizon_tells_how_long_it_waits(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=3, every_s=3600))
+    async with opened(db.dsn, retention_s=86_400, compress_after_s=None) as lifecycle:
+        await lifecycle.round()
+        since_ns = lifecycle.stats.waits_since_ns
+        assert lifecycle.stats.waits
+        assert 0 < since_ns <= time.monotonic_ns()
+        await lifecycle.round()
+        assert lifecycle.stats.waits_since_ns == since_ns
+        await candles_done(db.conn)
+        await lifecycle.round()
+        assert (lifecycle.stats.waits, lifecycle.stats.waits_since_ns) == ("", 0)
+
+
+async def test_a_batch_of_refusals_leaves_the_horizon_known(db: Database) -> None:
+    symbols = SymbolTable()
+    await put(db, history("BTCUSDT", days=1, every_s=3600), symbols)
+    await db.conn.execute("UPDATE store_state SET raw_from = $1, ledger_from = $1", START)
+    await put(db, [Trade("BTCUSDT", 25, us(START + DAY))], symbols)
+    assert db.sink.horizon_us == us(START)
+    rows = rows_of([Trade("BTCUSDT", 26, us(START + DAY))], symbols)
+    rows["trade_us"] = -1
+    assert (await db.sink.write_trades(rows, symbols=symbols)).parked == 1
+    assert db.sink.horizon_us == us(START)
+
+
 # ---- TimescaleDB ---------------------------------------------------------------------------------
 
 full = pytest.mark.only_levels("community", "timescale")
+
+
+DROPPER, REFRESHING = "tradecore_drop_expired", ("policy_refresh_continuous_aggregate",)
+
+
+async def jobs_of_server(db: Database, *names: str) -> list[int]:
+    rows = await db.conn.fetch(
+        "SELECT job_id FROM timescaledb_information.jobs WHERE proc_name = ANY($1::text[])"
+        " ORDER BY 1",
+        names,
+    )
+    return [row[0] for row in rows]
 
 
 async def compressed(db: Database, **changed: Any) -> LifecycleStats:
@@ -469,30 +585,94 @@ async def test_retention_over_compressed_days(db: Database) -> None:
 async def test_the_policies_are_those_of_the_settings(db: Database) -> None:
     async def policies() -> list[tuple[Any, ...]]:
         rows = await db.conn.fetch(
-            "SELECT hypertable_name, proc_name, (config->>'drop_after')::interval,"
-            " (config->>'compress_after')::interval FROM timescaledb_information.jobs"
+            "SELECT hypertable_name, proc_name, (config->>'compress_after')::interval"
+            " FROM timescaledb_information.jobs"
             " WHERE hypertable_name IN ('raw_trades', 'tickers') ORDER BY 1, 2"
         )
         return [tuple(row) for row in rows]
 
-    def wanted(drop: timedelta | None, compress: timedelta | None) -> list[tuple[Any, ...]]:
-        pairs = [
-            *([("policy_compression", None, compress)] if compress else []),
-            *([("policy_retention", drop, None)] if drop else []),
-        ]
-        return [(table, *pair) for table in ("raw_trades", "tickers") for pair in pairs]
+    def wanted(compress: timedelta | None) -> list[tuple[Any, ...]]:
+        tables = ("raw_trades", "tickers") if compress else ()
+        return [(table, "policy_compression", compress) for table in tables]
 
     await put(db, history("BTCUSDT", days=5, every_s=3600))
     await compressed(db, retention_s=2 * 86_400, compress_after_s=86_400)
-    # Candles are not computed: nothing may be dropped, and so no policy may do it.
-    assert await policies() == wanted(None, timedelta(days=1))
+    # Candles are not computed: no policy of the server may refresh them.
+    assert await policies() == wanted(timedelta(days=1))
+    assert await jobs_of_server(db, *REFRESHING) == []
+    assert len(await jobs_of_server(db, DROPPER)) == 1
     await candles_done(db.conn)
-    await compressed(db, retention_s=3 * 86_400, compress_after_s=2 * 86_400)
-    assert await policies() == wanted(timedelta(days=5), timedelta(days=2))
+    stats = await compressed(db, retention_s=3 * 86_400, compress_after_s=2 * 86_400)
+    assert await policies() == wanted(timedelta(days=2))
+    refreshing = await jobs_of_server(db, *REFRESHING)
+    assert len(refreshing) == len(WIDTHS)
+    assert "retention" in [one.name for one in stats.jobs.jobs]
     await compressed(db, retention_s=50 * 86_400, compress_after_s=None)
-    assert await policies() == wanted(timedelta(days=52), None)
-    await compressed(db, retention_s=None, compress_after_s=None)
-    assert await policies() == []
+    assert await policies() == wanted(None)
+    assert await jobs_of_server(db, *REFRESHING) == refreshing
+    assert len(await jobs_of_server(db, DROPPER)) == 1
+    stats = await compressed(db, retention_s=None, compress_after_s=None)
+    assert await jobs_of_server(db, DROPPER) == []
+    assert "retention" not in [one.name for one in stats.jobs.jobs]
+
+
+@full
+@pytest.mark.parametrize("retention_s", [86_400, None])
+async def test_nothing_is_dropped_that_the_ledger_holds(
+    db: Database, retention_s: int | None
+) -> None:
+    """Whatever the server's clock says, and however long no daemon ran."""
+    trades = history("BTCUSDT", days=4, every_s=600)
+    await put(db, trades)
+    await put_tickers(db, 4)
+    for table in ("raw_trades", "tickers"):  # of an older version, or by hand
+        await db.conn.execute(
+            f"SELECT add_retention_policy('{table}', interval '3 days',"
+            " initial_start => 'infinity')"
+        )
+    await compressed(db, retention_s=retention_s, compress_after_s=None)
+    for job_id in await jobs_of_server(db, "policy_retention", DROPPER):
+        await db.conn.execute(f"CALL run_job({job_id})")
+    assert await jobs_of_server(db, "policy_retention") == []
+    assert len(await days_of(db, "tickers")) == 4
+    await check(db, expected(trades, {}, START), START)
+
+
+@full
+async def test_the_server_drops_what_is_given_up(db: Database) -> None:
+    trades = history("BTCUSDT", days=4, every_s=600)
+    await put(db, trades)
+    await put_tickers(db, 4)
+    await compressed(db, retention_s=86_400, compress_after_s=None)  # waits for candles
+    (job_id,) = await jobs_of_server(db, DROPPER)
+    await candles_done(db.conn)
+    to = START + 2 * DAY
+    await give_up(db, to)
+    assert len(await days_of(db, "raw_trades")) >= 3  # the server may be at it already
+    await db.conn.execute(f"CALL run_job({job_id})")
+    for table in ("raw_trades", "tickers"):
+        assert min(await days_of(db, table)) == to.date()
+    await check(db, expected(trades, {}, to), to)
+
+
+@pytest.mark.only_levels("timescale")
+async def test_the_server_waits_for_a_refresh(db: Database) -> None:
+    await put(db, history("BTCUSDT", days=4, every_s=600))
+    await compressed(db, retention_s=86_400, compress_after_s=None)
+    (job_id,) = await jobs_of_server(db, DROPPER)
+    await candles_done(db.conn)
+    refresher, other = await asyncpg.connect(db.dsn), await asyncpg.connect(db.dsn)
+    assert await refresher.fetchval(TRY_TO_REFRESH)
+    await give_up(db, START + 2 * DAY)
+    run = asyncio.create_task(other.execute(f"CALL run_job({job_id})"))
+    await asyncio.sleep(0.5)
+    assert not run.done()
+    assert len(await days_of(db, "raw_trades")) == 4
+    await refresher.close()
+    await run
+    assert len(await days_of(db, "raw_trades")) == 2
+    assert await other.fetchval(TRY_TO_REFRESH)
+    await other.close()
 
 
 @full

@@ -1,13 +1,14 @@
 """Gives up old trades and compresses those of past days, by the daemon's own timer.
 
     policies   what TimescaleDB does by itself while no daemon runs, brought up to the settings
-    horizon    moved a day at a time, until it stands where RETENTION puts it
+    horizon    moved a day at a time, until it stands where RETENTION puts it; first over days that
+               somebody else has dropped
     drop       the days below it
     compress   the days older than COMPRESS_AFTER, where TimescaleDB can (community edition)
 
-Of several daemons with one database one does it; all look at what there is. The policies of
-TimescaleDB alone would do for most of it, but their runs may fail, or be reported as failed, on
-some servers, and they know nothing of the ledger.
+Of several daemons with one database one does it; all look at what there is. The jobs of
+TimescaleDB alone would not do: their runs may fail, or be reported as failed, on some servers, and
+the policies among them know nothing of the ledger.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ from tradecore.store.store import Store
 
 log = logging.getLogger(__name__)
 
-FIRST_S = 10.0
+FIRST_S = 0.5
+"""Soon: what somebody has dropped meanwhile is found before much is made of it."""
 INTERVAL_S = 300.0
 """Between two rounds; a day's work is a matter of seconds."""
 
@@ -75,6 +77,8 @@ class LifecycleStats:
     """Older trades are no part of the record; None: there is no horizon, or it is not known."""
     waits: str = ""
     """Why the horizon does not stand where RETENTION puts it, "" when it does."""
+    waits_since_ns: int = 0
+    """Monotonic clock of when that began; 0 when it does not wait."""
     chunks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Days by table and state (open, compressed, partial)."""
     saved: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -138,17 +142,21 @@ class Lifecycle:
                 finally:
                     await conn.execute(_LIMITS)
                     await conn.execute(_UNLOCK)
+            else:
+                self._wait("")  # or another daemon waits, which says so
             await self._look(conn, server)
             self.stats.rounds += 1
 
     async def _work(self, conn: asyncpg.Connection, server: Server) -> None:
         began_ns = clock.mono_ns()
-        if self._retention is not None:
-            async with self._step("horizon"):
-                await self._move(conn, self._retention, began_ns)
         if server.level == "community":
             async with self._step("policies"):
                 await self._set_policies(conn, server)
+        async with self._step("horizon"):
+            if self._retention is not None:
+                await self._pass_over_lost(conn, server)
+                await self._move(conn, self._retention, began_ns)
+            await self._tidy(conn)
         async with self._step("drop"):
             await self._drop(conn, server)
         if server.level == "community" and self._compress_after is not None:
@@ -178,6 +186,39 @@ class Lifecycle:
 
     # ---- the steps ---------------------------------------------------------------------------
 
+    async def _pass_over_lost(self, conn: asyncpg.Connection, server: Server) -> None:
+        """Take days out of the record that somebody else has dropped: an operator, a policy.
+
+        `_move` goes on where this has raised the horizon to, and trims the ledger.
+        """
+        await conn.execute(_LIMITS)
+        state = await horizon_of.read_state(conn)
+        days = (
+            one.begin
+            for one in await chunks_of.chunks(conn, server)
+            if one.table == "raw_trades" and one.end > (state.ledger_from or horizon_of.EPOCH)
+        )
+        to = await horizon_of.lost_through(conn, state, next(days, None))
+        if to is not None and await horizon_of.raise_over_lost(conn, state, to):
+            log.warning(
+                "days of trades are gone that RETENTION had not given up: somebody else has dropped"
+                " them; they are no part of the record any more",
+                extra={"before": f"{to:%Y-%m-%d}"},
+            )
+
+    async def _tidy(self, conn: asyncpg.Connection) -> None:
+        """Let nothing speak of what the ledger has given up; what was broken off is ended here."""
+        await conn.execute(_LIMITS)
+        ledger_from = (await horizon_of.read_state(conn)).ledger_from
+        if ledger_from is not None and await horizon_of.is_untidy(conn, ledger_from):
+            from tradecore.store import trim
+
+            await trim.trim_audits(conn, ledger_from)
+
+    def _wait(self, why: str) -> None:
+        self.stats.waits = why
+        self.stats.waits_since_ns = (self.stats.waits_since_ns or clock.mono_ns()) if why else 0
+
     async def _move(self, conn: asyncpg.Connection, retention: timedelta, began_ns: int) -> None:
         """Move the horizon a day at a time, and let no refresh of candles be under way below it."""
         await conn.execute(_LIMITS)
@@ -185,9 +226,8 @@ class Lifecycle:
             state = await horizon_of.read_state(conn)
             wanted = horizon_of.target_of(state, retention, _now())
             target = horizon_of.held_back(state, wanted)
-            self.stats.waits = ""
-            if target < wanted and (state.raw_from or horizon_of.EPOCH) < wanted:
-                self.stats.waits = "candles of older days are still to be computed"
+            waits = target < wanted and (state.raw_from or horizon_of.EPOCH) < wanted
+            self._wait("candles of older days are still to be computed" if waits else "")
             to = await horizon_of.next_horizon(conn, state, target)
             if to is None:
                 return
@@ -200,7 +240,6 @@ class Lifecycle:
 
             found = await trim.survey(conn, state, to)
             await trim.trim(conn, state, to, found)
-            await trim.trim_audits(conn, to)
             log.info(
                 "the retention horizon has moved",
                 extra={
@@ -215,19 +254,15 @@ class Lifecycle:
         if self._compress_after is not None:
             await jobs_of.enable_compression(conn, server)
         state = await horizon_of.read_state(conn)
-        caught_up = self._retention is not None and (
-            (state.ledger_from or horizon_of.EPOCH)
-            >= horizon_of.target_of(state, self._retention, _now())
-        )
         changed = await jobs_of.set_policies(
             conn,
             server,
-            retention=self._retention,
+            retention=self._retention is not None,
             compress_after=self._compress_after,
-            caught_up=caught_up,
+            computed=state.candles_through is not None and state.waiting is None,
         )
         if changed:
-            log.info("policies of TimescaleDB were set", extra={"policies": changed})
+            log.info("jobs of TimescaleDB were set", extra={"jobs": changed})
 
     async def _drop(self, conn: asyncpg.Connection, server: Server) -> None:
         """Drop what is below the horizon; what it was dropped for is committed long since."""

@@ -10,6 +10,8 @@ A step of it goes over one day that has trades, so that it is bounded however mu
 and then the rows may be dropped (see `chunks`). A crash anywhere leaves a state from which the next
 step goes on. The horizon is a UTC midnight and never moves back: below it candles are all that is
 left.
+
+Where somebody else has dropped all days up to one, it moves over these at once.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -42,6 +44,32 @@ _RAISE = """
 UPDATE store_state SET raw_from = $1::timestamptz
 WHERE raw_from < $1::timestamptz AND candles_through >= $1::timestamptz AND NOT EXISTS (
     SELECT FROM candle_windows WHERE NOT isempty(minutes) AND lower(minutes) < $1::timestamptz)
+"""
+
+
+# Each hour of trades has a mark, so that the last mark of days without rows tells the last of them
+# that had rows. The ledger alone does not: a range may begin with the id of a trade given up.
+_LOST = """
+SELECT date_trunc('day', max(m.timestamp), 'UTC') + interval '1 day'
+FROM trade_coverage AS c
+JOIN trade_times AS m ON m.symbol = c.symbol AND m.trade_id BETWEEN c.first_id AND c.last_id
+WHERE c.first_time < $2::timestamptz AND c.last_time >= $1::timestamptz
+  AND m.timestamp >= $1::timestamptz AND m.timestamp < $2::timestamptz
+"""
+_RAISE_OVER_LOST = (
+    "UPDATE store_state SET raw_from = $1::timestamptz WHERE raw_from < $1::timestamptz",
+    """
+UPDATE candle_windows SET minutes = minutes - tstzmultirange(tstzrange(NULL, $1::timestamptz))
+WHERE lower(minutes) < $1::timestamptz
+""",
+    "DELETE FROM candle_windows WHERE isempty(minutes)",
+)
+
+_IS_UNTIDY = """
+SELECT EXISTS (SELECT FROM trade_audits WHERE open_time < $1::timestamptz)
+    OR EXISTS (SELECT FROM audit_state WHERE proven_from < $1::timestamptz
+               OR audited_through < $1::timestamptz OR lower(no_kline) < $1::timestamptz)
+    OR EXISTS (SELECT FROM dead_letters WHERE parked_at < $1::timestamptz)
 """
 
 
@@ -118,6 +146,45 @@ async def raise_horizon(conn: asyncpg.Connection, horizon: datetime) -> bool:
         await conn.execute(LOCK_OUT_WRITERS)
         await conn.execute(_RAISE, horizon)
         return bool(await conn.fetchval("SELECT raw_from >= $1 FROM store_state", horizon))
+
+
+async def lost_through(
+    conn: asyncpg.Connection, state: State, first_day: datetime | None
+) -> datetime | None:
+    """Return the end of the last day of the record that somebody else has dropped, with all before.
+
+    `first_day` is the first one that is there as a table, None when there is none. None: nothing is
+    lost, or days before it are still there.
+    """
+    begin = state.ledger_from or EPOCH
+    end = midnight(first_day or state.now)
+    if end <= begin or state.raw_from != state.ledger_from:
+        return None
+    if await conn.fetchval(FIRST_ROW, begin, end) is not None:
+        return None
+    lost: datetime | None = await conn.fetchval(_LOST, begin, end)
+    return lost
+
+
+async def raise_over_lost(conn: asyncpg.Connection, state: State, horizon: datetime) -> bool:
+    """Raise the horizon over days that are gone, and wait for no candles of them any more.
+
+    They can never be computed. False: there are rows after all. Raises LockNotAvailableError when a
+    writer does not end in time.
+    """
+    async with conn.transaction(isolation="read_committed"):
+        await conn.execute(f"SET LOCAL lock_timeout = '{_FENCE_LIMIT}'")
+        await conn.execute(LOCK_OUT_WRITERS)
+        if await conn.fetchval(FIRST_ROW, state.ledger_from or EPOCH, horizon) is not None:
+            return False
+        for statement in _RAISE_OVER_LOST:
+            await conn.execute(statement, *([horizon] if "$1" in statement else []))
+        return True
+
+
+async def is_untidy(conn: asyncpg.Connection, horizon: datetime) -> bool:
+    """Tell whether the cross-check or dead_letters still speak of what is below the horizon."""
+    return bool(await conn.fetchval(_IS_UNTIDY, horizon))
 
 
 def midnight(moment: datetime) -> datetime:

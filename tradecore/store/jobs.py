@@ -1,10 +1,11 @@
-"""TimescaleDB's own jobs: the policies that stand in for the daemon, and whether they work.
+"""TimescaleDB's own jobs: what stands in for the daemon, and whether it works.
 
 Only the community edition has them. A server may report every run as failed although its work was
 done (SQLSTATE 24000 on the PostgreSQL releases of November 2026), or have no scheduler that runs at
 all; so what a job is for is never believed to be done because there is a job.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,10 +13,8 @@ from typing import Literal, NamedTuple
 
 import asyncpg
 
+from tradecore.store.candles import WIDTHS
 from tradecore.store.chunks import TABLES, Server
-
-SPARE = timedelta(days=2)
-"""So much later than RETENTION the server drops trades by itself, while no daemon does it."""
 
 _STALLED = timedelta(minutes=15)
 _RAN_ALL_THE_SAME = "24000"
@@ -23,15 +22,53 @@ _SHOWN = 3
 
 _ORDER = {"raw_trades": "timestamp, trade_id", "tickers": "timestamp"}
 
+DROPPER = "tradecore_drop_expired"
+"""Our procedure that drops what the ledger has given up, while no daemon does it."""
+_DROP_EVERY = timedelta(hours=1)
+
 # What exists is compared as intervals: the text of a config depends on who wrote it.
 _POLICIES = """
-SELECT j.job_id, j.hypertable_name AS table, j.proc_name AS proc,
-       (j.config ->> CASE j.proc_name WHEN 'policy_retention' THEN 'drop_after'
-                     ELSE 'compress_after' END)::interval AS after
+SELECT j.hypertable_name AS table, j.proc_name AS proc,
+       (j.config ->> 'compress_after')::interval AS after
 FROM timescaledb_information.jobs AS j
 WHERE j.hypertable_schema = current_schema() AND j.hypertable_name = ANY($1::text[])
   AND j.proc_name IN ('policy_retention', 'policy_compression')
 """
+_DROPPERS = f"""
+SELECT job_id, schedule_interval = $2::interval
+       AND config = $1::jsonb || jsonb_build_object('schema', current_schema()) AS right
+FROM timescaledb_information.jobs
+WHERE proc_schema = current_schema() AND proc_name = '{DROPPER}'
+"""
+_ADD_DROPPER = f"""
+SELECT {{schema}}.add_job(format('%I.{DROPPER}', current_schema())::regproc, $2::interval,
+                        config => $1::jsonb || jsonb_build_object('schema', current_schema()))
+"""
+_EXTENSION = """
+SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
+WHERE e.extname = 'timescaledb'
+"""
+# Some versions name the view, others the hypertable behind it.
+_REFRESHED = """
+SELECT coalesce(v.view_name, j.hypertable_name)::text
+FROM timescaledb_information.jobs AS j
+LEFT JOIN timescaledb_information.continuous_aggregates AS v
+    ON v.materialization_hypertable_schema = j.hypertable_schema
+   AND v.materialization_hypertable_name = j.hypertable_name
+WHERE coalesce(v.view_schema, j.hypertable_schema) = current_schema()
+  AND j.proc_name = 'policy_refresh_continuous_aggregate'
+"""
+
+# By width: how far a refresh goes back, up to how long ago, how often. None reaches below the
+# horizon, the last midnight of a day ago: only one whole day, yesterday, lies in two days.
+_REFRESH = {
+    "1m": ("2 hours", "1 minute", "1 minute"),
+    "5m": ("3 hours", "5 minutes", "5 minutes"),
+    "15m": ("4 hours", "15 minutes", "15 minutes"),
+    "1h": ("12 hours", "1 hour", "1 hour"),
+    "4h": ("20 hours", "4 hours", "4 hours"),
+    "1d": ("2 days", "0 days", "1 day"),
+}
 _COMPRESSION_IS_ON = """
 SELECT compression_enabled FROM timescaledb_information.hypertables
 WHERE hypertable_schema = current_schema() AND hypertable_name = $1::text
@@ -55,6 +92,7 @@ WHERE j.proc_name LIKE 'policy\\_%' AND (
     j.hypertable_schema = current_schema() AND (
         j.hypertable_name = ANY($1::text[]) OR j.hypertable_name LIKE 'candles\\_%')
     OR v.view_schema = current_schema() AND v.view_name LIKE 'candles\\_%')
+   OR j.proc_schema = current_schema() AND j.proc_name = $2
 ORDER BY j.proc_name = 'policy_refresh_continuous_aggregate', j.job_id
 """
 
@@ -63,10 +101,10 @@ JOB_STATES: tuple[JobState, ...] = ("ok", "waiting", "failed", "stalled", "pause
 
 
 class Job(NamedTuple):
-    """One policy of ours."""
+    """One policy or job of ours."""
 
     name: str
-    """What it does and to what, such as "compression of raw_trades"."""
+    """What it does and to what, such as "compression of raw_trades", or "retention"."""
     state: JobState
     """waiting: it has not run yet, as where there is no scheduler; stalled: its time has come and
     gone; paused: somebody says so."""
@@ -83,7 +121,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobHealth:
-    """All policies of ours."""
+    """All policies and jobs of ours."""
 
     jobs: tuple[Job, ...] = ()
 
@@ -127,13 +165,13 @@ async def health(conn: asyncpg.Connection, server: Server) -> JobHealth:
     """Look at the policies. Raises asyncpg errors."""
     if server.level != "community":
         return JobHealth()
-    return JobHealth(tuple(map(_job, await conn.fetch(_JOBS, TABLES))))
+    return JobHealth(tuple(map(_job, await conn.fetch(_JOBS, TABLES, DROPPER))))
 
 
 def _job(row: asyncpg.Record) -> Job:
     kind = row["proc_name"].removeprefix("policy_").replace("_continuous_aggregate", "")
     return Job(
-        f"{kind} of {row['of']}",
+        "retention" if kind == DROPPER else f"{kind} of {row['of']}",
         _state_of(row),
         row["failures"] or 0,
         f"{row['err_message']}, SQLSTATE {row['sqlerrcode']}" if row["err_message"] else "",
@@ -170,38 +208,62 @@ async def set_policies(
     conn: asyncpg.Connection,
     server: Server,
     *,
-    retention: timedelta | None,
+    retention: bool,
     compress_after: timedelta | None,
-    caught_up: bool,
+    computed: bool,
 ) -> list[str]:
-    """Bring the server's policies up to what the settings say; None: none. Return what changed.
+    """Bring the server's jobs up to what the settings say; None: none. Return what changed.
 
-    Until the horizon is where `retention` puts it (`caught_up`) no policy may drop more than it
-    did: those would be trades whose candles are not computed and that the ledger holds.
+    Nothing drops by age: a policy of retention knows neither the ledger nor what candles are still
+    to be computed. Our own job drops what the ledger has given up. Candles are refreshed by
+    policies once all of them are `computed`: before that, a wider one would be computed from trades
+    down to its begin, also where these are gone.
     """
-    there = {(row["table"], row["proc"]): row for row in await conn.fetch(_POLICIES, TABLES)}
     changed = []
+    there = {(row["table"], row["proc"]): row for row in await conn.fetch(_POLICIES, TABLES)}
     for table in TABLES:
-        drop_after = retention + SPARE if retention is not None else None
-        for proc, after in (
-            ("policy_retention", drop_after),
-            ("policy_compression", compress_after),
-        ):
+        for proc, after in (("policy_retention", None), ("policy_compression", compress_after)):
             found = there.get((table, proc))
-            if after == (found["after"] if found else None):
-                continue
             kind = proc.removeprefix("policy_")
-            sooner = after is not None and (found is None or after < found["after"])
-            if kind == "retention" and sooner and not caught_up:
-                continue
-            if found:
+            if found and (after is None or after != found["after"]):
                 await conn.execute(
                     f"SELECT {server.schema}.remove_{kind}_policy('{table}'::regclass)"
                 )
+            elif after is None or found:
+                continue
             if after is not None:
                 await conn.execute(
                     f"SELECT {server.schema}.add_{kind}_policy('{table}'::regclass, $1::interval)",
                     after,
                 )
             changed.append(f"{kind} of {table}: {after or 'off'}")
+    changed += await _set_dropper(conn, server, wanted=retention)
+    if computed:
+        changed += await _add_refreshes(conn, server)
     return changed
+
+
+async def _set_dropper(conn: asyncpg.Connection, server: Server, *, wanted: bool) -> list[str]:
+    config = json.dumps({"extension": await conn.fetchval(_EXTENSION)})
+    found = await conn.fetch(_DROPPERS, config, _DROP_EVERY)
+    if wanted and [row["right"] for row in found] == [True]:
+        return []
+    for row in found:
+        await conn.execute(f"SELECT {server.schema}.delete_job($1::int)", row["job_id"])
+    if wanted:
+        await conn.execute(_ADD_DROPPER.format(schema=server.schema), config, _DROP_EVERY)
+        return [f"retention: each {_DROP_EVERY}"]
+    return ["retention: off"] if found else []
+
+
+async def _add_refreshes(conn: asyncpg.Connection, server: Server) -> list[str]:
+    there = {name for (name,) in await conn.fetch(_REFRESHED)}
+    missing = [width for width in WIDTHS if f"candles_{width}" not in there]
+    for width in missing:
+        start, end, every = _REFRESH[width]
+        await conn.execute(
+            f"SELECT {server.schema}.add_continuous_aggregate_policy('candles_{width}'::regclass,"
+            f" start_offset => interval '{start}', end_offset => interval '{end}',"
+            f" schedule_interval => interval '{every}')"
+        )
+    return [f"refresh of candles_{width}: on" for width in missing]

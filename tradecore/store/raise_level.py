@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 import asyncpg
 
-from tradecore.errors import StoreError
-from tradecore.store.candles import WIDTHS
+from tradecore.errors import StoreError, TransientStoreError
+from tradecore.store.candle_windows import LOCK_OUT_REFRESH
+from tradecore.store.candles import REFRESH_LIMIT_S, WIDTHS, read_kind, refresh
+from tradecore.store.failure import TROUBLE
+from tradecore.store.horizon import DAY, midnight
 from tradecore.store.migrate import (
     Level,
     check,
@@ -27,7 +30,7 @@ from tradecore.store.statements import LOCK_OUT_WRITERS
 log = logging.getLogger(__name__)
 
 _RANK: dict[Level, int] = {"plain": 0, "apache": 1, "community": 2}
-_CANDLES = "010_candles"
+_CANDLES, _DROPPER = "010_candles", "012_drop_expired"
 _LIMIT_S = 24 * 3600
 
 _PARTITIONED = ("raw_trades", "tickers")
@@ -84,6 +87,8 @@ async def raise_level(
             )
         if after == "community":
             await _make_aggregates(conn, tell)
+    if after == "community":
+        await _show_candles(conn, tell)
     return before, after
 
 
@@ -139,8 +144,9 @@ async def _make_aggregates(conn: asyncpg.Connection, tell: Callable[[str], None]
     tell("candles: tables become continuous aggregates")
     for width in reversed(WIDTHS):
         await conn.execute(f"ALTER TABLE candles_{width} RENAME TO candles_{width}_table")
-    (migration,) = (one for one in load_migrations() if one.name == _CANDLES)
-    await conn.execute(migration.render_only("community"), timeout=_LIMIT_S)
+    for migration in load_migrations():
+        if migration.name in (_CANDLES, _DROPPER):
+            await conn.execute(migration.render_only("community"), timeout=_LIMIT_S)
     for width in WIDTHS:
         place = await conn.fetchrow(
             "SELECT format('%I.%I', materialization_hypertable_schema,"
@@ -171,3 +177,32 @@ async def _make_aggregates(conn: asyncpg.Connection, tell: Callable[[str], None]
     await conn.execute(
         "UPDATE store_state SET candles_through = '-infinity'; DELETE FROM candle_windows"
     )
+
+
+async def _show_candles(conn: asyncpg.Connection, tell: Callable[[str], None]) -> None:
+    """Compute the first day above the horizon, so that candles below it are read, not computed.
+
+    What is below the latest candle that was ever computed is read from the aggregate; else it is
+    computed from trades, which are gone there.
+    """
+    raw_from = await conn.fetchval("SELECT raw_from FROM store_state WHERE isfinite(raw_from)")
+    if raw_from is None:
+        return
+    first = await conn.fetchval(
+        "SELECT min(timestamp) FROM raw_trades WHERE timestamp >= $1::timestamptz", raw_from
+    )
+    if first is None:
+        return
+    tell(f"candles: computed of {first:%Y-%m-%d}, the first day that has trades")
+    day = midnight(first)
+    try:
+        await conn.execute(LOCK_OUT_REFRESH, timeout=REFRESH_LIMIT_S)
+        try:
+            now = await conn.fetchval("SELECT clock_timestamp()")
+            kind = await read_kind(conn, "community")
+            await refresh(conn, kind, day, day + DAY, raw_from=raw_from, closed=now)
+        finally:
+            await conn.execute(LOCK_OUT_REFRESH.replace("pg_advisory_lock", "pg_advisory_unlock"))
+    except (*TROUBLE, TransientStoreError) as error:
+        # The daemon computes them all the same, this day with the others.
+        log.warning("candles are not computed yet", extra={"error": str(error)})

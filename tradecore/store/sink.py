@@ -188,7 +188,8 @@ class Sink:
         stored_before, raw_from_us, candles_through_us = await coverage.lock_and_read(
             conn, names, pieces
         )
-        self.horizon_us = raw_from_us
+        if raw_from_us is not None:  # not known of a batch of refusals only
+            self.horizon_us = raw_from_us
         expired = mask_older(rows, keep, raw_from_us)
         if expired:
             pieces = find_pieces(rows, keep, call.symbols)
