@@ -405,6 +405,24 @@ async def test_a_change_of_mode_loses_and_doubles_nothing(desk: Desk) -> None:
     assert two["stream"] == "btcusdt@trade"
 
 
+async def test_each_gets_its_own_mode_in_whatever_order_they_come_and_go(desk: Desk) -> None:
+    dice = random.Random(3)
+    modes = [dice.choice(MODES) for _ in range(40)]
+    # No two want the same, so that each is a group.
+    others = [Key(f"{number}@trade", 0, 100 + number) for number in range(len(modes))]
+    clients = [
+        desk.join(BTC_TRADES, other, mode=mode) for other, mode in zip(others, modes, strict=True)
+    ]
+    for number in dice.sample(range(len(modes)), 20):
+        modes[number] = dice.choice(MODES)
+        clients[number][0].choose([BTC_TRADES, others[number]], modes[number])
+    assert desk.fan.groups == len(modes)
+    desk.feed(1)
+    desk.fan.flush()
+    for mode, (_, wire) in zip(modes, clients, strict=True):
+        assert wire.take() == payloads(reframe(0, trade(1), b"btcusdt@trade", mode))
+
+
 async def test_events_of_our_own_come_in_both_units(desk: Desk) -> None:
     _, milli = desk.join(HOLES)
     _, micro = desk.join(HOLES, BTC_TRADES, mode=MICRO | COMBINED)

@@ -271,8 +271,7 @@ cdef class Broadcast:
             if stream is None:
                 stream = self._open(name, kind, symbol_id)
             group.streams.append(stream)
-            stream.groups.append(group)
-            stream.groups.sort(key=_mode_of)
+            stream.add(group)
         self._groups[key] = group
         return group
 
@@ -487,10 +486,6 @@ cdef class Broadcast:
                 self._slow.discard(client)
             else:
                 self._watch(client)
-
-
-def _mode_of(Group group):
-    return group.mode
 
 
 cdef bint _is_newer_ticker(const slot_t *slot, const event_t *event) noexcept:

@@ -10,6 +10,9 @@ ctypedef struct mark_t:
     bint final
 
 
+cdef class Group
+
+
 cdef class Stream:
     cdef str name
     cdef bytes wire_name
@@ -21,6 +24,7 @@ cdef class Stream:
     cdef int64_t last_id
     cdef list late
 
+    cdef int add(self, Group group) except -1
     cdef bint is_first(self, int64_t trade_id) except -1
 
 

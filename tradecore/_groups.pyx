@@ -14,6 +14,14 @@ cdef enum:
 cdef class Stream:
     """One stream that somebody wants."""
 
+    cdef int add(self, Group group) except -1:
+        """Note that this group wants it."""
+        cdef Py_ssize_t place = len(self.groups)
+        while place > 0 and (<Group>self.groups[place - 1]).mode > group.mode:
+            place -= 1
+        self.groups.insert(place, group)
+        return 0
+
     cdef bint is_first(self, int64_t trade_id) except -1:
         """Tell whether a trade was not sent yet, and note that it is now.
 
