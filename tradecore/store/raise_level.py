@@ -1,8 +1,9 @@
 """Moves the tables up to what the server can do by now: plain to hypertables, to aggregates.
 
 All of it is one transaction, so that a crash leaves the tables as they were; daemons wait with
-their rows in the ring meanwhile. Then the candles of the trades that are there are computed by
-whoever runs next; those below the retention horizon are carried over, for nothing else has them.
+their rows in the ring meanwhile. The candles below the retention horizon are carried over, for
+nothing else has them, and those of the first day above are computed right after, so that the others
+show; the rest is computed by whoever runs next.
 """
 
 import logging
