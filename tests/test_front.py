@@ -141,6 +141,57 @@ async def test_a_copy_of_many_rows(pair: tuple[Any, Any]) -> None:
     assert read.count(b"word ") == 100_000
 
 
+async def test_many_rows_by_executemany(pair: tuple[Any, Any]) -> None:
+    one, other = pair
+    rows = [(number, "x" * (number % 50)) for number in range(10_000)]
+    insert = "INSERT INTO t VALUES ($1, $2)"
+    await one.executemany(insert, rows)
+    assert await other.fetch("SELECT * FROM t ORDER BY id") == rows
+    returned = await one.fetchmany("UPDATE t SET word = $2 WHERE id = $1 RETURNING id", rows)
+    assert returned == [(number,) for number in range(10_000)]
+
+
+@pytest.mark.parametrize("size", [*range(16), 8000, 70_000])
+async def test_a_message_ends_with_the_buffer_of_pglite(pair: tuple[Any, Any], size: int) -> None:
+    """It reads 8192 bytes at once; at some of these sizes a message ends just there."""
+    one, _ = pair
+    rows = [(number, "x" * size) for number in range(1_000)]
+    await one.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    assert await one.fetchval("SELECT sum(length(word)) FROM t") == size * 1_000
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+@pytest.mark.parametrize("wrong", [0, 1, 5_000, 9_999])
+async def test_an_executemany_that_fails(
+    pair: tuple[Any, Any], wrong: int, in_transaction: bool
+) -> None:
+    one, other = pair
+    await one.execute("INSERT INTO t VALUES (-1, 'a')")
+    rows = [(-1 if number == wrong else number, "b" * 30) for number in range(10_000)]
+    if in_transaction:
+        await one.execute("BEGIN; INSERT INTO t VALUES (-2, 'a')")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await one.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    if in_transaction:
+        with pytest.raises(asyncpg.InFailedSQLTransactionError):
+            await one.execute("SELECT 1")
+        await one.execute("ROLLBACK")
+    assert await other.fetch("SELECT * FROM t") == [(-1, "a")]
+    rows[wrong] = (wrong, "b")
+    await one.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    assert await other.fetchval("SELECT count(*) FROM t") == 10_001
+
+
+async def test_an_executemany_with_rows_that_cannot_be_sent(pair: tuple[Any, Any]) -> None:
+    """asyncpg then ends the request with a ROLLBACK of its own."""
+    one, other = pair
+    rows: list[tuple[object, str]] = [(number, "b") for number in range(10_000)]
+    rows[8_000] = ("eight thousand", "b")
+    with pytest.raises(asyncpg.DataError):
+        await one.executemany("INSERT INTO t VALUES ($1, $2)", rows)
+    assert await other.fetchval("SELECT count(*) FROM t") == 0
+
+
 @pytest.mark.parametrize("in_transaction", [False, True])
 async def test_a_copy_that_the_client_breaks_off(
     pair: tuple[Any, Any], in_transaction: bool

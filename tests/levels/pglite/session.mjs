@@ -11,7 +11,24 @@ const SERVER = {
   search_path: '"$user", public',
 }
 const WAIT_MS = 10_000
+const BUFFER = 8192 // bytes that PGlite reads at once (PQ_RECV_BUFFER_SIZE)
 const literal = s => `'${s.replaceAll("'", "''")}'`
+
+// PGlite takes its buffer empty after a message for the end of the request and drops the rest, so a
+// request is cut where that happens. A COPY is not: it reads its data past the end of the buffer.
+function pieces(request) {
+  if (wire.type(request) === 'Q') return [request]
+  const found = []
+  let begin = 0
+  let end = 0
+  for (const m of wire.messages(request)) {
+    end += m.length
+    if ((end - begin) % BUFFER && end < request.length) continue
+    found.push(request.subarray(begin, end))
+    begin = end
+  }
+  return found
+}
 
 export class SqlError extends Error {
   constructor(fields) {
@@ -73,7 +90,8 @@ export class Session {
 
   // Send a request as it is and return the reply.
   raw(request) {
-    const reply = Buffer.from(this.db.execProtocolRawSync(new Uint8Array(request)))
+    const reply = Buffer.concat(pieces(request)
+      .map(piece => Buffer.from(this.db.execProtocolRawSync(new Uint8Array(piece)))))
     for (const m of wire.messages(reply)) if (wire.type(m) === 'Z') this.status = String.fromCharCode(m[5])
     return reply
   }
