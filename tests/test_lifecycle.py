@@ -656,6 +656,26 @@ async def test_the_server_drops_what_is_given_up(db: Database) -> None:
 
 
 @pytest.mark.only_levels("timescale")
+async def test_the_server_drops_by_itself(db: Database) -> None:
+    """Also where it reports the run as failed afterwards."""
+    trades = history("BTCUSDT", days=4, every_s=600)
+    await put(db, trades)
+    await put_tickers(db, 4)
+    await db.conn.execute("SELECT _timescaledb_functions.start_background_workers()")
+    await compressed(db, retention_s=86_400, compress_after_s=None)
+    (job_id,) = await jobs_of_server(db, DROPPER)
+    await candles_done(db.conn)
+    to = START + 2 * DAY
+    await give_up(db, to)
+    await db.conn.execute("SELECT alter_job($1, next_start => clock_timestamp())", job_id)
+    async with asyncio.timeout(90):
+        while min(await days_of(db, "tickers")) < to.date():
+            await asyncio.sleep(0.5)
+    assert min(await days_of(db, "raw_trades")) == to.date()
+    await check(db, expected(trades, {}, to), to)
+
+
+@pytest.mark.only_levels("timescale")
 async def test_the_server_waits_for_a_refresh(db: Database) -> None:
     await put(db, history("BTCUSDT", days=4, every_s=600))
     await compressed(db, retention_s=86_400, compress_after_s=None)
