@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tradecore.errors import EXIT_USAGE, SettingsError
@@ -347,6 +347,7 @@ def test_any_text_gives_a_symbol_that_fits_or_a_sentence(text: str) -> None:
 
 
 @given(st.sampled_from(sorted(VARIABLES)), st.text(max_size=40))
+@example("settings_file", "0\n0")
 def test_no_text_breaks_a_parser(field: str, text: str) -> None:
     try:
         load({VARIABLES[field].name: text})

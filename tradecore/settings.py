@@ -284,7 +284,7 @@ def describe() -> str:
 def _with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Lay the lines of SETTINGS_FILE over the environment: NAME=value, as systemd reads them."""
     path = _plain_text("SETTINGS_FILE", environ)
-    if not path:
+    if not path or not path.isprintable():  # what is wrong with it is said where it is read
         return environ
     given: dict[str, str] = {}
     for number, line in enumerate(_file_text("SETTINGS_FILE", Path(path)).splitlines(), 1):
