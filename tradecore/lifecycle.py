@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 FIRST_S = 0.5
 """Soon: what somebody has dropped meanwhile is found before much is made of it."""
-INTERVAL_S = 300.0
-"""Between two rounds; a day's work is a matter of seconds."""
+INTERVAL_S = 60.0
+"""Between two rounds: jobs that fail are told within a minute. Mostly a round only looks."""
 
 _MORE_S = 1.0
 _BUDGET_S = 60.0
