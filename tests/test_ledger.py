@@ -24,8 +24,6 @@ from tradecore.store.ledger import (
     overlaps,
 )
 
-pytestmark = pytest.mark.every_level
-
 IDS = st.sets(st.integers(0, 40))
 
 

@@ -31,6 +31,7 @@ from tradecore.store import chunks as chunks_of
 from tradecore.store import horizon as horizon_of
 from tradecore.store import jobs as jobs_of
 from tradecore.store.candle_windows import LOCK_OUT_REFRESH
+from tradecore.store.candles import EPOCH
 from tradecore.store.chunks import TABLES, Chunk, Server
 from tradecore.store.failure import TROUBLE, classify
 from tradecore.store.jobs import JobHealth
@@ -196,7 +197,7 @@ class Lifecycle:
         days = (
             one.begin
             for one in await chunks_of.chunks(conn, server)
-            if one.table == "raw_trades" and one.end > (state.ledger_from or horizon_of.EPOCH)
+            if one.table == "raw_trades" and one.end > (state.ledger_from or EPOCH)
         )
         to = await horizon_of.lost_through(conn, state, next(days, None))
         if to is not None and await horizon_of.raise_over_lost(conn, state, to):
@@ -226,7 +227,7 @@ class Lifecycle:
             state = await horizon_of.read_state(conn)
             wanted = horizon_of.target_of(state, retention, _now())
             target = horizon_of.held_back(state, wanted)
-            waits = target < wanted and (state.raw_from or horizon_of.EPOCH) < wanted
+            waits = target < wanted and (state.raw_from or EPOCH) < wanted
             self._wait("candles of older days are still to be computed" if waits else "")
             to = await horizon_of.next_horizon(conn, state, target)
             if to is None:
@@ -336,7 +337,7 @@ class Lifecycle:
         self.stats.horizon_us = (
             None
             if state.raw_from is None
-            else (state.raw_from - horizon_of.EPOCH) // timedelta(microseconds=1)
+            else (state.raw_from - EPOCH) // timedelta(microseconds=1)
         )
         self._store.horizon_us = self.stats.horizon_us
         self.stats.chunks = Counter((one.table, one.state) for one in found if not one.pending)

@@ -69,7 +69,6 @@ class RefreshStats:
     minutes_waiting: int = 0
     """Closed minutes whose candles are not up to date; 0 where another daemon refreshes."""
     minutes_refreshed: int = 0
-    duration_sum_s: float = 0.0
     rounds: int = 0
     failures: int = 0
 
@@ -143,7 +142,6 @@ class Refresher:
         self.stats.refreshed_ns = clock.mono_ns()
         self.stats.rounds += 1
         self._present_s = (self.stats.refreshed_ns - began_ns) / 1e9
-        self.stats.duration_sum_s += self._present_s
         while True:
             if not spans or clock.mono_ns() - began_ns > _PAST_S * 1e9:
                 self.stats.minutes_waiting = await count_waiting(conn) if spans else 0

@@ -79,7 +79,7 @@ async def read_state(conn: asyncpg.Connection) -> FenceState:
     now, newest = row["now"], row["newest"]
     if newest is not None and now < newest < now + _AHEAD_MAX:
         now = newest
-    return FenceState(_finite(row["candles_through"]), _finite(row["raw_from"]), now)
+    return FenceState(finite(row["candles_through"]), finite(row["raw_from"]), now)
 
 
 async def first_chunk(conn: asyncpg.Connection) -> datetime | None:
@@ -138,6 +138,7 @@ async def settle(conn: asyncpg.Connection, ids: list[int], first: datetime, end:
         await conn.execute(_DROP, ids)
 
 
-def _finite(moment: datetime | None) -> datetime | None:
+def finite(moment: datetime | None) -> datetime | None:
+    """Return a moment of store_state; None for the beginning of time."""
     # asyncpg gives -infinity as the least datetime there is.
     return None if moment is None or moment.year == 1 else moment

@@ -8,13 +8,12 @@ months on their first day; with a time zone, by the clock of that zone.
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tradecore.store.candles import WIDTHS
+from tradecore.store.candles import EPOCH, WIDTHS
 
 _SECOND = 1_000_000
 _DAY = 86_400 * _SECOND
 _MONDAY = 4 * _DAY
 """1970 began on a Thursday."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LAST_US = 253_370_764_800_000_000
 """The begin of the year 9999: later times are taken for this one."""
@@ -75,12 +74,12 @@ class Grid:
         return self._month(self._number(begin_us) + candles)
 
     def _number(self, us: int) -> int:
-        local = _EPOCH + timedelta(microseconds=us + self.offset_us)
+        local = EPOCH + timedelta(microseconds=us + self.offset_us)
         return local.year * 12 + local.month - 1
 
     def _month(self, number: int) -> int:
         first = datetime(min(max(number // 12, 1), 9999), number % 12 + 1, 1, tzinfo=UTC)
-        return (first - _EPOCH) // timedelta(microseconds=1) - self.offset_us
+        return (first - EPOCH) // timedelta(microseconds=1) - self.offset_us
 
 
 def grid(interval: str, offset_us: int = 0) -> Grid:

@@ -14,15 +14,16 @@ left.
 Where somebody else has dropped all days up to one, it moves over these at once.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
 
+from tradecore.store.candle_windows import finite
+from tradecore.store.candles import EPOCH
 from tradecore.store.statements import LOCK_OUT_WRITERS
 
 DAY = timedelta(days=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _FENCE_LIMIT = "1s"
 """How long writers may have to wait behind a horizon that waits for one of them."""
@@ -92,9 +93,9 @@ async def read_state(conn: asyncpg.Connection) -> State:
     row = await conn.fetchrow(_STATE)
     assert row is not None
     return State(
-        _finite(row["raw_from"]),
-        _finite(row["ledger_from"]),
-        _finite(row["candles_through"]),
+        finite(row["raw_from"]),
+        finite(row["ledger_from"]),
+        finite(row["candles_through"]),
         row["now"],
         row["newest"],
         row["waiting"],
@@ -199,8 +200,3 @@ def at_us(us: int) -> datetime:
 
 def to_us(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
-
-
-def _finite(moment: datetime | None) -> datetime | None:
-    # asyncpg gives -infinity as the least datetime there is.
-    return None if moment is None or moment.year == 1 else moment

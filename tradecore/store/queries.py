@@ -6,16 +6,16 @@ all partitions. Where the bounds are not known, windows are tried, each wider th
 """
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
 import asyncpg
 
 from tradecore import clock
+from tradecore.store.candles import EPOCH
 from tradecore.store.grids import LAST_US, TABLES, Grid
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WIDEN = 8
 _BETWEEN = "15m"
 """Candles under way that are wider are made of these first, and of minutes last."""
@@ -118,7 +118,7 @@ EMPTY = Page(b"[]", 0, None)
 
 def moment(us: int) -> datetime:
     """Return a time as the database takes it; beyond the years that it knows, the nearest."""
-    return _EPOCH + timedelta(microseconds=min(max(us, 0), LAST_US))
+    return EPOCH + timedelta(microseconds=min(max(us, 0), LAST_US))
 
 
 @dataclass(slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import asyncpg
 
-from tradecore.store.horizon import DAY, EPOCH, FIRST_ROW, State, at_us, to_us
+from tradecore.store.candles import EPOCH
+from tradecore.store.horizon import DAY, FIRST_ROW, State, at_us, to_us
 from tradecore.store.ledger import MAX_ID, Range, join
 from tradecore.store.statements import columns_of
 from tradecore.store.trimming import (
