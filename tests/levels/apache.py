@@ -12,13 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import debian
 from tests.levels.server import CACHE, FAST, PostgresServer, UnavailableError, lock
 
 _RELEASE = "trixie"
 _PACKAGES = ("postgresql-17", "postgresql-17-timescaledb")
 _BIN = Path("/usr/lib/postgresql/17/bin")
 _ROOT = CACHE / "apache"
-_READY = _ROOT / ".ready"
 _SETTINGS = FAST | {
     "shared_preload_libraries": "timescaledb",
     "timescaledb.telemetry_level": "off",
@@ -43,52 +43,22 @@ def prepare() -> str:
     if os.geteuid() != 0:
         raise UnavailableError("level apache needs root, for chroot")
     with lock("apache"):
-        if not _READY.exists():
-            if shutil.which("mmdebstrap") is None:
-                raise UnavailableError("level apache needs mmdebstrap: apt-get install mmdebstrap")
+        if not debian.is_unpacked(_ROOT):
             _unpack()
     return f"{_RELEASE} with {_read_version()}"
 
 
 def _unpack() -> None:
-    if any(f" {_ROOT}/" in line for line in Path("/proc/mounts").read_text().splitlines()):
-        raise UnavailableError(f"level apache: something is mounted in {_ROOT}, unmount it")
-    shutil.rmtree(_ROOT, ignore_errors=True)
     no_cluster = (
         'mkdir -p "$1/etc/postgresql-common"'
         ' && echo "create_main_cluster = false" >"$1/etc/postgresql-common/createcluster.conf"'
     )
-    done = subprocess.run(
-        [
-            "mmdebstrap",
-            *("--quiet", "--variant=minbase", "--include=" + ",".join(_PACKAGES)),
-            *("--dpkgopt=force-unsafe-io", '--aptopt=APT::Install-Recommends "false"'),
-            "--setup-hook=" + no_cluster,
-            _RELEASE,
-            _ROOT,
-            *_mirrors(),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
-        timeout=900,
-    )
-    if done.returncode != 0 or not (_ROOT / _BIN.relative_to("/") / "postgres").exists():
-        words = " ".join(done.stderr.split())[-300:]
-        raise UnavailableError(f"level apache: {_RELEASE} could not be unpacked: {words}")
+    try:
+        debian.unpack(_ROOT, _RELEASE, _PACKAGES, setup_hook=no_cluster)
+    except debian.UnpackError as error:
+        raise UnavailableError(f"level apache: {error}") from error
     for folder in ("dev/shm", "tmp"):  # the server is not root in there
         (_ROOT / folder).chmod(0o1777)
-    _READY.touch()
-
-
-def _mirrors() -> list[str]:
-    """The mirror that this machine itself uses; without one, mmdebstrap knows a default."""
-    sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-    texts = (path.read_text(errors="replace") for path in sources if path.is_file())
-    form = r"^(?:URIs:|deb(?: \[[^]]*\])?) *(https?://\S+/debian/?)(?:\s|$)"
-    return [found[1] for text in texts for found in re.finditer(form, text, re.MULTILINE)][:1]
 
 
 def _read_version() -> str:
@@ -101,7 +71,7 @@ def start() -> PostgresServer:
     """Start a server of our own on what `prepare` has unpacked."""
     if os.geteuid() != 0:
         raise UnavailableError("level apache needs root, for chroot")
-    if not _READY.exists():
+    if not debian.is_unpacked(_ROOT):
         raise UnavailableError("level apache is not unpacked: `make levels` does it")
     inside = Path(tempfile.mkdtemp(prefix="tc-", dir=_ROOT / "tmp"))
     outside = Path(tempfile.mkdtemp(prefix="tc-"))
