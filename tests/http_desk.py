@@ -1,0 +1,80 @@
+"""A side server over a snapshot, and clients that speak HTTP to it well or badly."""
+
+import asyncio
+import contextlib
+
+import aiohttp
+from aiohttp import web
+from snapshots import HEALTHY
+
+from tradecore.http import security
+from tradecore.http.server import SideServer
+
+PATHS = ("/", "/health", "/health/db", "/health/binance", "/ready", "/live", "/metrics")
+
+LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+API = b"GET /api/v3/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def serving(snapshot=HEALTHY, host="127.0.0.1", server_class=SideServer):
+    """Yield a started server whose snapshot is `snapshot`."""
+    server = server_class(host, 0, lambda: snapshot)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def fetch(server, path, method="GET", **options):
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session,
+        session.request(method, path, **options) as response,
+    ):
+        return response, await response.read()
+
+
+@contextlib.asynccontextmanager
+async def connected(server):
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def until_connections(server, count):
+    async with asyncio.timeout(20):
+        while len(server._runner.server.connections) != count:
+            await asyncio.sleep(0.005)
+
+
+async def raw(server, request: bytes) -> bytes:
+    """Send bytes and return all that comes until the server closes."""
+    answer = b""
+    async with asyncio.timeout(20), connected(server) as (reader, writer):
+        writer.write(request)
+        with contextlib.suppress(ConnectionError):
+            answer = await reader.read()
+    return answer
+
+
+def assert_secure(headers):
+    for name, value in security.HEADERS.items():
+        assert headers[name] == value
+    assert "Server" not in headers
+
+
+class Failing(SideServer):
+    async def _health(self, _request):
+        raise RuntimeError("secret detail")
+
+    async def _ready(self, _request):
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async def _live(self, _request):
+        return web.Response(body=b"x" * (64 << 20))
