@@ -48,6 +48,7 @@ def test_defaults() -> None:
     assert settings.backfill_max_age_s == 86400
     assert settings.redis_url is None
     assert settings.cors_origins == ()
+    assert (settings.http_token, settings.http_auth, settings.http_hosts) == (None, "token", ())
     assert settings.retention_s == 2 * 365 * 86400
     assert settings.compress_after_s == 7 * 86400
 
@@ -100,6 +101,9 @@ def test_every_wrong_value_in_one_go() -> None:
         "COMPRESS_AFTER": "5 min",
         "HTTP_HOST": "not a host",
         "HTTP_PORT": "65536",
+        "HTTP_HOSTS": "*.example",
+        "HTTP_TOKEN": "hunter2",
+        "HTTP_AUTH": "none",
         "CORS_ORIGINS": "*",
         "REDIS_URL": "memcached://h",
         "LOG_LEVEL": "loud",
@@ -445,6 +449,32 @@ def test_other_values() -> None:
     assert settings.http_port == 0
     assert settings.cors_origins == ("https://a.example", "http://localhost:8080")
     assert settings.data_dir == Path.home() / "tc data"
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 15, "x" * 513, "x" * 20 + " y", "пароль-из-букв-и-слов", "x" * 20 + "\x7f"]
+)
+def test_a_token_fits_into_a_header_and_cannot_be_guessed(text: str) -> None:
+    found = problem(HTTP_TOKEN=text)
+    assert found.startswith("HTTP_TOKEN has a wrong value: ")
+    assert text not in found
+
+
+def test_token_and_names_of_the_side_server(tmp_path: Path) -> None:
+    (tmp_path / "http_token").write_text("hunter2-hunter2-hunter2\n")
+    settings = load(
+        {
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
+            "HTTP_HOSTS": "Capture.example., tradecore,capture.example",
+        }
+    )
+    assert settings.http_token == Secret("hunter2-hunter2-hunter2")
+    assert "hunter2" not in repr(settings)
+    assert settings.http_hosts == ("capture.example", "tradecore")
+    for name in ("a.example:80", "https://a.example", "-a", "a..b", "a/b"):
+        assert "is no name of a host" in problem(HTTP_HOSTS=name)
+    (found,) = problems(HTTP_AUTH="off", HTTP_TOKEN="x" * 16)
+    assert found == "HTTP_AUTH is off and HTTP_TOKEN is set: take one of them out"
 
 
 def test_contradictions() -> None:

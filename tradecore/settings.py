@@ -202,6 +202,26 @@ class Settings:
         "HTTP_HOST", "127.0.0.1", "address of the health and metrics server", values.host
     )
     http_port: int = _env("HTTP_PORT", "3000", "its port; 0 = any free one", values.whole(0, 65535))
+    http_hosts: tuple[str, ...] = _env(
+        "HTTP_HOSTS",
+        "",
+        "names that it is called by, beside addresses, localhost and the machine's own name",
+        values.host_names,
+        unset=(),
+    )
+    http_token: Secret | None = _env(
+        "HTTP_TOKEN",
+        "",
+        "what clients show for all but probes and /metrics: as Bearer, or as the password of Basic",
+        values.token,
+        secret=True,
+    )
+    http_auth: str = _env(
+        "HTTP_AUTH",
+        "token",
+        "token, or off: a HTTP_HOST that is not loopback serves everything without one",
+        values.choice("token", "off"),
+    )
     cors_origins: tuple[str, ...] = _env(
         "CORS_ORIGINS",
         "",
@@ -382,6 +402,8 @@ def _contradictions(read: dict[str, Any]) -> Iterator[str]:
     low, high = read.get("reconnect_delay_ms"), read.get("max_reconnect_delay_ms")
     if low and high and low > high:
         yield f"MAX_RECONNECT_DELAY is {high}: give at least RECONNECT_DELAY, which is {low}"
+    if read.get("http_token") and read.get("http_auth") == "off":
+        yield "HTTP_AUTH is off and HTTP_TOKEN is set: take one of them out"
     compress_s, retain_s = read.get("compress_after_s"), read.get("retention_s")
     if compress_s and retain_s and compress_s >= retain_s:
         yield f"COMPRESS_AFTER is {values.spoken(compress_s)}: give less than RETENTION, or off"

@@ -229,6 +229,29 @@ def host(text: str) -> str:
     return host
 
 
+def host_names(text: str) -> tuple[str, ...]:
+    """Accept names of this machine with commas between; no wildcards, no ports."""
+    names = _list(text.lower())
+    for one in names:
+        if not re.fullmatch(r"(?!-)[a-z0-9_\-]{1,63}(\.(?!-)[a-z0-9_\-]{1,63})*\.?", one):
+            raise ValueError(f"{one!r} is no name of a host; give names such as capture.example")
+    return tuple(dict.fromkeys(one.removesuffix(".") for one in names))
+
+
+_TOKEN_CHARACTERS = 16, 512
+
+
+def token(text: str) -> Secret:
+    """Accept a token that fits into a header and is too long to be guessed."""
+    least, most = _TOKEN_CHARACTERS
+    if not least <= len(text) <= most or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError(
+            f"give {least} to {most} printable ASCII characters without blanks,"
+            " such as `openssl rand -hex 32` prints"
+        )
+    return Secret(text)
+
+
 def folder(text: str) -> Path:
     """Accept a path; a leading ~ is the home folder."""
     try:
