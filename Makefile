@@ -5,7 +5,7 @@
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
-# make lint   ruff, mypy and cython-lint, without the tests
+# make lint   ruff, mypy, cython-lint and bandit, without the tests
 #
 # TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
 # PYTHON=python3.13 chooses the interpreter of a new .venv.
@@ -49,6 +49,7 @@ lint: venv
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	PATH=$(VENV)/bin:$$PATH cython-lint tradecore
+	$(PY) -m bandit -qr -c pyproject.toml tradecore setup.py
 
 venv: $(BUILT)
 

@@ -18,6 +18,7 @@ BIN = Path(sys.executable).parent
         ["ruff", "format", "--check"],
         ["mypy", "--strict"],
         ["cython-lint", "tradecore"],
+        ["bandit", "-qr", "-c", "pyproject.toml", "tradecore", "setup.py"],
     ],
     ids=" ".join,
 )

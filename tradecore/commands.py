@@ -202,7 +202,8 @@ def health(environ: Mapping[str, str]) -> int:
     from http.client import HTTPConnection, HTTPException
 
     host, port = http_address(environ)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    # Where it listens on all, it is asked on loopback.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # nosec
     shown = f"[{host}]" if ":" in host else host
     try:
         connection = HTTPConnection(host, port, timeout=HEALTH_LIMIT_S)
