@@ -12,6 +12,7 @@ from tradecore.snapshot import (
     FanOut,
     Histogram,
     Holes,
+    HostClock,
     Lifecycle,
     Line,
     PoolUse,
@@ -72,6 +73,7 @@ HEALTHY = Snapshot(
         klines_received=1010,
         trades_stored=1011,
         trades_parked=1012,
+        trades_expired=1049,
         tickers_stored=1013,
         klines_stored=1014,
         klines_dropped=1041,
@@ -126,6 +128,8 @@ HEALTHY = Snapshot(
     flush_rows=Histogram((10, 100), (4, 5, 6), 789.0),
     exchange_receive_latency=Histogram((0.05,), (7, 8), 1.5),
     receive_commit_latency=Histogram((0.1, 0.15), (90, 9, 1), 2.5),
+    clock=HostClock(offset_s=-0.004, bound_s=0.003),
+    log_records_dropped=1050,
     process=ProcessUse(resident_bytes=50_000_000, cpu_s=1.25, open_fds=17),
 )
 

@@ -15,6 +15,7 @@ from tradecore.check import Finding
 from tradecore.datadir import DataDir
 from tradecore.settings import Settings, load
 from tradecore.values import Secret
+from tradecore.venue_clock import Sample, offset_of
 
 MS = 10**6
 
@@ -223,7 +224,7 @@ async def test_an_embedded_database_that_is_there(settings: Settings, short_dir:
 def test_the_fastest_sample_tells_the_offset(
     samples: list[tuple[int, int, int]], grade: str, text: str
 ) -> None:
-    found = check._clock("venue", samples, resolution_ms=0)
+    found = check._clock("venue", offset_of([Sample(*one) for one in samples], 0.0))
     assert found.grade == grade and text in found.text
 
 

@@ -164,11 +164,14 @@ async def test_symbols_come_and_go_without_touching_those_that_stay(venue: Venue
             "sym0usdt@ticker",
         ]
         assert not feed.rolling("NEWUSDT")
+        venue.peers[1].reset()
+        await eventually(lambda: feed.live == 2 and len(venue.peers) == 3)
         # and a connection left with nothing is closed
         await feed.apply(symbols[1:], ("trade", "ticker", "kline_1m"))
         assert [one.name for one in feed.describe()] == ["A0"]
-        await eventually(lambda: venue.peers[1].close_code == 1000)
-        assert venue.peers[0].close_code is None and len(venue.peers) == 2
+        await eventually(lambda: venue.peers[2].close_code == 1000)
+        assert venue.peers[0].close_code is None and len(venue.peers) == 3
+        assert feed.reconnects() == {"A": 1}, "a counter never falls"
 
 
 async def test_symbols_move_before_they_are_given_up(venue: Venue) -> None:

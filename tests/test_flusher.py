@@ -26,6 +26,7 @@ class Result:
     stored: int
     duplicate: int = 0
     parked: int = 0
+    expired: int = 0
     opened: tuple[tuple[str, int, int], ...] = ()
 
 

@@ -211,6 +211,7 @@ def test_a_blocked_stream_never_blocks_the_caller_and_drops_are_counted() -> Non
     assert gate.entered.wait(10)
     for number in range(10_500):
         logger.info("more", extra={"number": number})
+    assert log.records_dropped() == 500
     gate.open.set()
     log.stop()
     lines = [json.loads(line) for line in gate.getvalue().splitlines()]

@@ -17,37 +17,50 @@ from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_p
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 NAMES = """\
+tradecore_ready{}
+tradecore_database_up{}
+tradecore_feed_data_age_seconds{}
+tradecore_symbols_stale{}
+tradecore_complete_through_timestamp_seconds{symbol}
+tradecore_proven_through_timestamp_seconds{symbol}
 tradecore_trades_received_total{symbol}
 tradecore_frames_received_total{}
 tradecore_frames_refused_total{cause}
 tradecore_trades_refused_total{cause}
 tradecore_trades_duplicate_total{}
 tradecore_trades_out_of_order_total{}
+tradecore_trades_far_below_total{}
 tradecore_gaps_detected_total{}
 tradecore_trades_missing_total{}
 tradecore_trades_missing_arrived_total{}
-tradecore_trades_far_below_total{}
 tradecore_tickers_received_total{}
 tradecore_klines_received_total{}
-tradecore_trades_stored_total{}
-tradecore_trades_parked_total{}
-tradecore_tickers_stored_total{}
-tradecore_klines_stored_total{}
-tradecore_klines_dropped_total{}
+tradecore_exchange_receive_latency_seconds{}
+tradecore_connection_state{connection,state}
+tradecore_reconnects_total{line}
+tradecore_rollovers_total{reason}
+tradecore_line_trades_total{line,arrival}
+tradecore_line_missing_ids_total{line}
+tradecore_line_lag_seconds_total{line}
+tradecore_line_lag_samples_total{line}
+tradecore_shards_held{}
 tradecore_ring_rows{}
 tradecore_ring_capacity_rows{}
 tradecore_ring_fill_ratio{}
 tradecore_ring_absorbable_seconds{}
 tradecore_ring_oldest_row_age_seconds{}
+tradecore_trades_stored_total{}
+tradecore_trades_parked_total{}
+tradecore_trades_expired_total{}
+tradecore_tickers_stored_total{}
+tradecore_klines_stored_total{}
+tradecore_klines_dropped_total{}
 tradecore_flush_duration_seconds{}
 tradecore_flush_rows{}
 tradecore_flush_retries_total{reason}
-tradecore_exchange_receive_latency_seconds{}
 tradecore_receive_commit_latency_seconds{}
-tradecore_reconnects_total{line}
-tradecore_connection_state{connection,state}
 tradecore_pool_connections{state}
-tradecore_database_up{}
+tradecore_pool_limit_connections{}
 tradecore_holes{}
 tradecore_holes_ids{}
 tradecore_holes_oldest_age_seconds{}
@@ -63,24 +76,12 @@ tradecore_klines_proven_total{}
 tradecore_klines_mismatched_total{reason}
 tradecore_klines_unproven{}
 tradecore_audit_age_seconds{}
-tradecore_symbols_stale{}
-tradecore_complete_through_timestamp_seconds{symbol}
-tradecore_proven_through_timestamp_seconds{symbol}
-tradecore_line_trades_total{line,arrival}
-tradecore_line_missing_ids_total{line}
-tradecore_line_lag_seconds_total{line}
-tradecore_line_lag_samples_total{line}
-tradecore_rollovers_total{reason}
-tradecore_shards_held{}
 tradecore_candles_age_seconds{}
 tradecore_candles_waiting{}
 tradecore_candles_refreshed_total{}
 tradecore_candles_failures_total{}
-tradecore_stream_clients{}
-tradecore_stream_events_total{stream}
-tradecore_stream_conflated_total{stream}
-tradecore_stream_closed_total{reason}
 tradecore_retention_horizon_timestamp_seconds{}
+tradecore_retention_wait_seconds{}
 tradecore_chunks{table,state}
 tradecore_chunks_dropped_total{table}
 tradecore_chunks_compressed_total{table}
@@ -88,6 +89,13 @@ tradecore_compression_saved_ratio{table}
 tradecore_timescale_jobs{state}
 tradecore_timescale_job_failures_total{}
 tradecore_lifecycle_failures_total{step}
+tradecore_stream_clients{}
+tradecore_stream_events_total{stream}
+tradecore_stream_conflated_total{stream}
+tradecore_stream_closed_total{reason}
+tradecore_clock_offset_seconds{}
+tradecore_clock_offset_bound_seconds{}
+tradecore_log_records_dropped_total{}
 tradecore_start_timestamp_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
@@ -97,6 +105,8 @@ tradecore_build_info{version}
 """What dashboards and alerts rely on: a change here is a change for users."""
 
 VALUES = {
+    "ready": 1,
+    "feed_data_age_seconds": 0.25,
     'trades_received_total{symbol="BTCUSDT"}': 1001,
     'trades_received_total{symbol="ETHUSDT"}': 0,
     "frames_received_total": 1002,
@@ -113,6 +123,7 @@ VALUES = {
     "klines_received_total": 1010,
     "trades_stored_total": 1011,
     "trades_parked_total": 1012,
+    "trades_expired_total": 1049,
     "tickers_stored_total": 1013,
     "klines_stored_total": 1014,
     "klines_dropped_total": 1041,
@@ -151,6 +162,7 @@ VALUES = {
     },
     'pool_connections{state="idle"}': 3,
     'pool_connections{state="used"}': 1,
+    "pool_limit_connections": 20,
     "database_up": 1,
     "holes": 7,
     "holes_ids": 70,
@@ -194,6 +206,7 @@ VALUES = {
     'stream_conflated_total{stream="ticker"}': 1043,
     'stream_closed_total{reason="slow"}': 1044,
     'stream_closed_total{reason="client"}': 0,
+    "retention_wait_seconds": 0,
     "retention_horizon_timestamp_seconds": 1_600_000_000,
     'chunks{state="open",table="raw_trades"}': 8,
     'chunks{state="compressed",table="raw_trades"}': 9,
@@ -209,6 +222,9 @@ VALUES = {
     'timescale_jobs{state="paused"}': 0,
     "timescale_job_failures_total": 1047,
     'lifecycle_failures_total{step="drop"}': 1048,
+    "clock_offset_seconds": -0.004,
+    "clock_offset_bound_seconds": 0.003,
+    "log_records_dropped_total": 1050,
     "start_timestamp_seconds": 1_700_000_000.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,

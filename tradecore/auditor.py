@@ -22,6 +22,7 @@ from tradecore.rest.budget import RestError
 from tradecore.schema import KLINE_DTYPE
 from tradecore.store.audit import MINUTE_US, AuditReport, audit, put_klines
 from tradecore.store.store import Store
+from tradecore.store.verdict import REASONS
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class AuditStats:
     """What the cross-check has found since the start, and what is true now."""
 
     matched: int = 0
-    mismatches: Counter[str] = field(default_factory=Counter)
+    mismatches: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
     """By reason."""
     unproven: int = 0
     """Minutes that are over and not proven, now."""

@@ -25,6 +25,7 @@ from tradecore.errors import (
 )
 from tradecore.settings import Settings
 from tradecore.values import spoken
+from tradecore.venue_clock import RESOLUTION_S, Offset, Sample, offset_of
 
 if TYPE_CHECKING:
     import asyncpg
@@ -245,8 +246,8 @@ async def _server(settings: Settings, connection: "asyncpg.Connection") -> Async
         time_us = await connection.fetchval(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint"
         )
-        samples.append((begin_ns, time_us * 1000, clock.wall_ns()))
-    yield _clock("database", samples, resolution_ms=0)
+        samples.append(Sample(begin_ns, time_us * 1000, clock.wall_ns()))
+    yield _clock("database", offset_of(samples, 0.0))
 
 
 async def _old_trades(
@@ -285,11 +286,9 @@ async def _old_trades(
         yield Finding("ok", "retention", f"jobs of TimescaleDB: {len(jobs.jobs)}, none has failed")
 
 
-def _clock(whose: str, samples: list[tuple[int, int, int]], resolution_ms: float) -> Finding:
-    """Judge our clock by samples of (sent, theirs, received) in nanoseconds; the fastest counts."""
-    sent_ns, theirs_ns, received_ns = min(samples, key=lambda sample: sample[2] - sample[0])
-    offset_ms = ((sent_ns + received_ns) / 2 - theirs_ns) / 1e6 - resolution_ms / 2
-    bound_ms = (received_ns - sent_ns) / 2e6 + resolution_ms / 2
+def _clock(whose: str, measured: Offset) -> Finding:
+    """Judge our clock by what was measured."""
+    offset_ms, bound_ms = measured.offset_s * 1e3, measured.bound_s * 1e3
     text = f"this clock is {offset_ms:+.1f} ms against the {whose}'s, give or take {bound_ms:.1f}"
     if abs(offset_ms) - bound_ms > CLOCK_TOLERANCE_MS:
         mend = "run an NTP client, since received_at and latencies come from this clock"
@@ -313,9 +312,9 @@ async def _venue(settings: Settings) -> AsyncIterator[Finding]:
         for _ in range(_CLOCK_SAMPLES):
             begin_ns = clock.wall_ns()
             time_us = await venue_time_us(client, wait_s=0, tries=1)
-            samples.append((begin_ns, time_us * 1000, clock.wall_ns()))
+            samples.append(Sample(begin_ns, time_us * 1000, clock.wall_ns()))
         yield Finding("ok", "venue", f"{url} answers")
-        yield _clock("venue", samples, resolution_ms=1)
+        yield _clock("venue", offset_of(samples, RESOLUTION_S))
         body = await client.get(
             "/api/v3/exchangeInfo",
             {"showPermissionSets": "false"},

@@ -60,6 +60,8 @@ class WriteResult(Protocol):
     @property
     def parked(self) -> int: ...
     @property
+    def expired(self) -> int: ...
+    @property
     def opened(self) -> Sequence[tuple[str, int, int]]:
         """Holes that the batch opened: symbol, first id, last id."""
 
@@ -96,6 +98,7 @@ class FlushStats:
     trades_stored: int = 0
     trades_duplicate: int = 0
     trades_parked: int = 0
+    trades_expired: int = 0
     holes_opened: int = 0
     tickers_stored: int = 0
     klines_stored: int = 0
@@ -118,6 +121,8 @@ class FlushStats:
     away_since_ns: int = 0
     """Monotonic clock of the first failure since the last success; 0 while the database answers."""
     last_error: str | None = None
+    turned_ns: dict[str, int] = field(default_factory=dict)
+    """By what is written: monotonic clock of when its writer last began a round of its loop."""
 
     def failed(self, error: TransientStoreError) -> None:
         """Note one failed attempt."""
@@ -141,6 +146,7 @@ class FlushStats:
         self.trades_stored += result.stored
         self.trades_duplicate += result.duplicate
         self.trades_parked += result.parked
+        self.trades_expired += result.expired
         self.holes_opened += len(result.opened)
         _, total_ns, _ = observe_latency(
             rows, clock.wall_ns(), _LATENCY_BOUNDS_NS, self.latency_counts
@@ -211,6 +217,7 @@ class Flusher:
     async def _until_due(self) -> None:
         """Wait until the policy wants a batch, or the drain wants everything."""
         while not self._draining.is_set():
+            self.stats.turned_ns["trades"] = clock.mono_ns()
             pending = self._ring.pending
             age_s = (clock.wall_ns() - self._ring.oldest_recv_ns) / 1e9 if pending else 0.0
             wait_s = self._policy.wait_s(pending, age_s)
@@ -230,6 +237,7 @@ class Flusher:
     async def _run_states(self) -> None:
         backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
         while True:
+            self.stats.turned_ns["tickers and klines"] = clock.mono_ns()
             last = self._draining.is_set()
             if not last:
                 await _wait(self._draining, STATE_INTERVAL_S)

@@ -132,22 +132,23 @@ class _QueueHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.queue: SimpleQueue[_Item] = SimpleQueue()
-        self._dropped = 0
+        self.dropped = 0
+        self._told = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.queue.qsize() < _QUEUE_RECORDS:
             self.queue.put(record)
         else:
-            self._dropped += 1
+            self.dropped += 1
 
     def count_dropped(self, change: int) -> None:
         self.acquire()
-        self._dropped += change
+        self.dropped += change
         self.release()
 
     def take_dropped(self) -> int:
         self.acquire()
-        dropped, self._dropped = self._dropped, 0
+        dropped, self._told = self.dropped - self._told, self.dropped
         self.release()
         return dropped
 
@@ -264,6 +265,11 @@ def stop(timeout_s: float = 5.0) -> None:
     writer.join(timeout_s)
     logging.captureWarnings(False)
     logging.getLogger().removeHandler(handler)
+
+
+def records_dropped() -> int:
+    """Return how many records were lost since the start, because stderr is slow or gone."""
+    return _running[0].dropped if _running is not None else 0
 
 
 def on_terminal() -> bool:

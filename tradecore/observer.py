@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tradecore import __version__, clock
+from tradecore import __version__, clock, log
 from tradecore.auditor import AuditStats
 from tradecore.backfill.work import FillStats
 from tradecore.capture import LATENCY_BOUNDS_US, Capture
@@ -30,6 +30,7 @@ from tradecore.snapshot import (
     DatabaseState,
     Histogram,
     Holes,
+    HostClock,
     Lifecycle,
     Line,
     PoolUse,
@@ -42,6 +43,7 @@ from tradecore.snapshot import (
 )
 from tradecore.store.holes import HoleSummary
 from tradecore.store.store import Store
+from tradecore.venue_clock import ClockStats
 
 RATE_WINDOW_S = 5
 WATCH_INTERVAL_S = 1.0
@@ -69,6 +71,7 @@ class Parts:
     refresh: RefreshStats
     streams: Streams
     lifecycle: LifecycleStats
+    clock: ClockStats
 
 
 class Observer:
@@ -130,13 +133,10 @@ class Observer:
         exchange_counts, exchange_sum_us = parts.capture.latency()
         connections = parts.feed.describe()
         server = parts.store.server
+        offset = parts.clock.fresh()
         idle, used = parts.store.pool_use()
         oldest_ns = parts.ring.oldest_recv_ns
-        reconnects = {"A": 0}
-        for connection in connections:
-            reconnects["AB"[connection.line]] = reconnects.get("AB"[connection.line], 0) + sum(
-                connection.reconnects.values()
-            )
+        reconnects = parts.feed.reconnects()
         return Snapshot(
             version=__version__,
             started_s=self._started_s,
@@ -184,6 +184,7 @@ class Observer:
                 klines_received=counted["klines"],
                 trades_stored=stats.trades_stored,
                 trades_parked=stats.trades_parked,
+                trades_expired=stats.trades_expired,
                 tickers_stored=stats.tickers_stored,
                 klines_stored=stats.klines_stored,
                 klines_dropped=stats.klines_dropped,
@@ -245,6 +246,8 @@ class Observer:
                 age_s=_age_s(now_ns, parts.refresh.refreshed_ns),
             ),
             fan_out=parts.streams.use(),
+            clock=HostClock(offset_s=offset.offset_s, bound_s=offset.bound_s) if offset else None,
+            log_records_dropped=log.records_dropped(),
             received_per_s=self._rate(1),
             stored_per_s=self._rate(2),
             flush_duration=Histogram(

@@ -128,6 +128,8 @@ class Counters:
     klines_received: int
     trades_stored: int
     trades_parked: int
+    trades_expired: int
+    """Older than RETENTION when they came."""
     tickers_stored: int
     klines_stored: int
     klines_dropped: int
@@ -264,6 +266,38 @@ class FanOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostClock:
+    """How far our clock is ahead of the venue's, in seconds, give or take `bound_s`."""
+
+    offset_s: float
+    bound_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisUse:
+    """What is published in Redis; only with REDIS_URL."""
+
+    up: bool
+    away_s: float | None
+    """Seconds since it last took values, or since the start; None while it does."""
+    age_s: float
+    """Seconds since it last answered."""
+    reconnects: int
+    batches: int
+    values: int
+    """Taken by Redis: others that were not newer than what it had are left out."""
+    conflated: int
+    """Given up for a newer one before they were sent."""
+    trades: int
+    """In the stream of all trades."""
+    trades_dropped: int
+    """Of these: found no room, or their answer did not come."""
+    errors: Mapping[str, int]
+    """By reason."""
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUse:
     """What the process takes from the machine."""
 
@@ -307,6 +341,8 @@ class Snapshot:
     candles: Candles
     lifecycle: Lifecycle
     fan_out: FanOut = field(default_factory=FanOut)
+    redis: RedisUse | None = None
+    """None without REDIS_URL."""
     received_per_s: float
     stored_per_s: float
     """Trades a second over the last few seconds."""
@@ -314,6 +350,9 @@ class Snapshot:
     flush_rows: Histogram
     exchange_receive_latency: Histogram
     receive_commit_latency: Histogram
+    clock: HostClock | None = None
+    """None while it is not known."""
+    log_records_dropped: int = 0
     process: ProcessUse = field(default_factory=read_process)
 
     @property

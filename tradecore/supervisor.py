@@ -37,6 +37,7 @@ from tradecore.http.api import Api
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
 from tradecore.lifecycle import Lifecycle
+from tradecore.notify import Notifier
 from tradecore.observer import Observer, Parts
 from tradecore.refresher import Refresher
 from tradecore.rest import trades
@@ -49,6 +50,8 @@ from tradecore.settings import Settings
 from tradecore.sharing import Sharing, node_of
 from tradecore.store.leases import Leases
 from tradecore.store.store import Store
+from tradecore.venue_clock import VenueClock
+from tradecore.watchdog import Progress, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ _NEW_PATIENCE_S = 20.0
 
 DRAIN_LIMIT_S = 20.0
 """How long a stop waits for the rows in the ring; the rest is stored by the next start."""
+
+_SHOWN_TO_THE_END = ("terminal line", "watchdog")
 
 _GRACE_S = 0.3
 _GRACE_OF_TWO_S = 2.0
@@ -73,6 +78,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._notifier = Notifier(os.environ)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._added = asyncio.Event()
@@ -180,6 +186,7 @@ class Supervisor:
         )
         self._refresher = Refresher(self._store)
         self._lifecycle = Lifecycle(self._store, settings)
+        self._venue_clock = VenueClock(lambda: trades.venue_time_us(client, wait_s=2.0, tries=1))
         self._sharing: Sharing | None = None
         if settings.shards:
             leases = Leases(lambda: self._store.pool, node_of(settings), settings.shards)
@@ -203,6 +210,7 @@ class Supervisor:
                 self._refresher.stats,
                 self._streams,
                 self._lifecycle.stats,
+                self._venue_clock.stats,
             ),
         )
 
@@ -250,11 +258,21 @@ class Supervisor:
             "news": self._news.run(),
             "candles": self._refresher.run(),
             "lifecycle": self._lifecycle.run(),
+            "clock": self._venue_clock.run(),
         }
         if self._sharing is not None:
             helpers["sharing"] = self._sharing.run()
         if logs.on_terminal():
             helpers["terminal line"] = terminal.show(self._observer.snapshot)
+        if self._notifier.listens:
+            progress = Progress(
+                self._flusher.stats,
+                self._feed,
+                lambda: self._store.is_opening,
+                self._settings.max_reconnect_delay_ms / 1e3,
+            )
+            watchdog = Watchdog(self._notifier, self._observer.snapshot, progress.stuck)
+            helpers["watchdog"] = watchdog.run()
         others = {asyncio.create_task(work, name=name) for name, work in helpers.items()}
         log.info(
             "capturing",
@@ -272,7 +290,8 @@ class Supervisor:
             )
             for task in done:
                 task.result()
-            await _cancel(*(task for task in others if task.get_name() != "terminal line"))
+            self._notifier.send("STOPPING=1")
+            await _cancel(*(one for one in others if one.get_name() not in _SHOWN_TO_THE_END))
             if self._sharing is not None:
                 await self._hand_over(self._sharing)
             await self._drain(flush, feed)

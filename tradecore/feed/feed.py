@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from tradecore import clock
@@ -61,6 +62,7 @@ class Feed:
         self._closing = asyncio.Event()
         self._paused = False
         self._applying = asyncio.Lock()
+        self._left_reconnects: Counter[str] = Counter()  # by line, of connections that are gone
         shares = subscriptions.spread(settings.symbols, settings.streams)
         self.connections = tuple(
             self._make(line, index, share)
@@ -143,6 +145,19 @@ class Feed:
         """Number of connections in state LIVE."""
         return sum(connection.state is State.LIVE for connection in self.connections)
 
+    def reconnects(self) -> dict[str, int]:
+        """Return how often connections were opened again, by line; it never falls."""
+        count = Counter({LINE_NAMES[line]: 0 for line in range(len(self._endpoints))})
+        count.update(self._left_reconnects)
+        for one in self.describe():
+            count[LINE_NAMES[one.line]] += sum(one.reconnects.values())
+        return dict(count)
+
+    @property
+    def moved_ns(self) -> int:
+        """Monotonic time of the last step of any connection; 0 without connections."""
+        return max((connection.moved_ns for connection in self.connections), default=0)
+
     def breaks(self) -> tuple[int, bool]:
         """Return how often data may have been missed, and whether a line is whole now.
 
@@ -220,6 +235,9 @@ class Feed:
         idle = [one for one in present if not one.share.symbols]
         self.connections = tuple(one for one in self.connections if one not in idle)
         await asyncio.gather(*(one.close() for one in idle))
+        for one in idle:
+            ended = sum(one.describe().reconnects.values())
+            self._left_reconnects[LINE_NAMES[line]] += ended
 
     def _open(self, line: int, shares: Sequence[Share]) -> list[Connection]:
         taken = {one.name for one in self.connections}

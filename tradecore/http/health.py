@@ -240,7 +240,7 @@ def _completeness(snapshot: Snapshot) -> dict[str, Any]:
         },
         "audit": {
             "klines_proven": audit.matched,
-            "klines_mismatched": dict(audit.mismatches),
+            "klines_mismatched": {reason: n for reason, n in audit.mismatches.items() if n},
             "klines_unproven": audit.unproven,
             "age_s": _rounded(audit.age_s),
         },

@@ -7,7 +7,7 @@ sums of quotes may be off by `n` such units; everything else is exact. A kline f
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Reason = Literal[
     "count",
@@ -25,6 +25,7 @@ Reason = Literal[
     "tail",
     "kline",
 ]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Kline(NamedTuple):
