@@ -2,7 +2,8 @@
 
 The trades are recorded ones (see `FRAMES`), one after the other until they are a million; those of
 the feed have the time at which they came, to the microsecond, which compresses badly; those that
-were fetched have none. Compression needs a server of full TimescaleDB: TEST_TIMESCALE_URL.
+were fetched have none. Compression needs a server of full TimescaleDB: TEST_TIMESCALE_URL, or
+--wasm for the one in WebAssembly that the tests use (slow, and its sizes are the same).
 """
 
 import asyncio
@@ -158,7 +159,21 @@ async def _timescale(url: str, name: str) -> AsyncIterator[str]:
         await admin.close()
 
 
-async def measure(server_dsn: str) -> list[Figure]:
+@asynccontextmanager
+async def _wasm() -> AsyncIterator[str]:
+    """Yield the DSN of a new database of the tests' TimescaleDB; `make levels` installs it."""
+    sys.path.append(str(ROOT))
+    from tests.levels import community
+
+    server = community.start()
+    try:
+        async with server.database(migrated=True) as dsn:
+            yield dsn
+    finally:
+        server.stop()
+
+
+async def measure(server_dsn: str, *, wasm: bool = False) -> list[Figure]:
     """Return the figures; without recorded trades none, without TimescaleDB only the first."""
     if not FRAMES.exists():
         print(f"storage: there are no recorded trades at {FRAMES}", file=sys.stderr)
@@ -167,7 +182,7 @@ async def measure(server_dsn: str) -> list[Figure]:
     async with database(server_dsn, "bench_storage") as dsn:
         figures = await _plain(dsn, live)
     url = os.environ.get("TEST_TIMESCALE_URL")
-    if not url:
+    if not url and not wasm:
         print(
             "storage: compression needs a server of full TimescaleDB, TEST_TIMESCALE_URL",
             file=sys.stderr,
@@ -176,16 +191,18 @@ async def measure(server_dsn: str) -> list[Figure]:
     fetched = live.copy()
     fetched["recv_ns"] = 0
     for rows, whose in ((live, "from the feed"), (fetched, "fetched")):
-        async with _timescale(url, "tc_bench_storage") as dsn:
+        async with _timescale(url, "tc_bench_storage") if url else _wasm() as dsn:
             figures += await _compressed(dsn, rows, whose)
     return figures
 
 
-async def _main() -> list[Figure]:
+async def _main(wasm: bool) -> list[Figure]:
     async with server() as dsn:
-        return await measure(dsn)
+        return await measure(dsn, wasm=wasm)
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__).parse_args()
-    raise SystemExit(report(asyncio.run(_main()), options.json))
+    parser = arguments(__doc__)
+    parser.add_argument("--wasm", action="store_true", help="compress in WebAssembly")
+    options = parser.parse_args()
+    raise SystemExit(report(asyncio.run(_main(options.wasm)), options.json))
