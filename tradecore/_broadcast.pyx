@@ -211,7 +211,7 @@ cdef class Broadcast:
 
     def close(self):
         """Let go of the capture; clients get nothing any more."""
-        self._capture.untap()
+        self._capture.untap(<void *>self)
 
     @property
     def events(self):
@@ -319,7 +319,7 @@ cdef class Broadcast:
             self._slots[place].stream = NULL
             self._tapped -= 1
             if self._tapped == 0:
-                self._capture.untap()
+                self._capture.untap(<void *>self)
         return 0
 
     # ---- events in ---------------------------------------------------------------------------

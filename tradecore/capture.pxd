@@ -10,6 +10,8 @@ from tradecore.conflator cimport Conflator
 
 cdef enum:
     LATENCY_BUCKETS = 20
+    # Who taps: the fan-out to clients, and Redis.
+    TAPS_MAX = 2
 
 ctypedef struct line_t:
     int64_t first
@@ -41,6 +43,10 @@ ctypedef void (*tap_t)(
     void *tapped, int status, const event_t *event, const char *data, Py_ssize_t size
 ) noexcept
 
+ctypedef struct tapper_t:
+    tap_t take
+    void *tapped
+
 cdef class Capture:
     cdef readonly RingBuffer ring
     cdef readonly Conflator conflator
@@ -58,11 +64,11 @@ cdef class Capture:
     cdef int _verdict
     # Of the latest late trade.
     cdef bint _was_missing
-    # NULL while nobody listens to live events.
-    cdef tap_t _tap
-    cdef void *_tapped
-    cdef object _tap_keeps
-    # How far the ring was when it was called last, or might have been.
+    # Nobody most of the time.
+    cdef int _tap_count
+    cdef tapper_t[TAPS_MAX] _taps
+    cdef list _tap_keeps
+    # How far the ring was when they were called last, or might have been.
     cdef int64_t _tapped_seq
     cdef int64_t _wake_rows
     cdef object _wake
@@ -79,7 +85,7 @@ cdef class Capture:
     cdef int refuse(self, int status, const char *data, Py_ssize_t size) except 0
     cdef int end_of_read(self) except -1
     cdef int tap(self, tap_t take, void *tapped, keep) except -1
-    cdef int untap(self) except -1
+    cdef int untap(self, void *tapped) except -1
     cdef Arrivals open_arrivals(self)
     cdef int close_arrivals(self, Arrivals arrivals) except -1
     cdef list unconfirmed(self, Arrivals mine, symbol_ids)

@@ -107,6 +107,7 @@ cdef class Capture:
     def __cinit__(self):
         self._wake_rows = INT64_MAX
         self._high_water = INT64_MAX
+        self._tap_keeps = []
 
     def __init__(self, RingBuffer ring not None, SymbolTable symbols not None,
                  Conflator conflator not None):
@@ -158,13 +159,14 @@ cdef class Capture:
                 # The symbol came into the table later: there is no track and no slot for it.
                 status = UNKNOWN_SYMBOL
             self.refuse(status, data, size)
-        if not likely(self._tap == NULL):
+        if not likely(self._tap_count == 0):
             self._hand_on(status, data, size)
         return status
 
     cdef void _hand_on(self, int status, const char *data, Py_ssize_t size) noexcept:
-        """Give an event to who taps the capture, if it is new."""
+        """Give an event to those who tap the capture, if it is new."""
         cdef bint published
+        cdef int i
         if status == EVENT_TRADE:
             # Else it was a duplicate, or found no room.
             published = self.ring.published_seq != self._tapped_seq
@@ -177,7 +179,8 @@ cdef class Capture:
                 return
         elif status != EVENT_TICKER and status != EVENT_KLINE:
             return
-        self._tap(self._tapped, status, &self._event, data, size)
+        for i in range(self._tap_count):
+            self._taps[i].take(self._taps[i].tapped, status, &self._event, data, size)
 
     cdef void _take_trade(self, int64_t recv_ns, uint16_t line, uint32_t epoch) noexcept:
         cdef trade_row_t *trade = &self._event.trade
@@ -327,18 +330,27 @@ cdef class Capture:
 
     cdef int tap(self, tap_t take, void *tapped, keep) except -1:
         """Call `take(tapped, ...)` for each event that is new, in the middle of a socket read;
-        `keep` keeps `tapped` alive."""
-        self._tapped_seq = self.ring.published_seq
-        self._tap = take
-        self._tapped = tapped
-        self._tap_keeps = keep
+        `keep` keeps `tapped` alive. Raises RuntimeError when there are TAPS_MAX already."""
+        if self._tap_count == TAPS_MAX:
+            raise RuntimeError("the capture has no room for another tap")
+        if self._tap_count == 0:
+            self._tapped_seq = self.ring.published_seq
+        self._taps[self._tap_count].take = take
+        self._taps[self._tap_count].tapped = tapped
+        self._tap_keeps.append(keep)
+        self._tap_count += 1
         return 0
 
-    cdef int untap(self) except -1:
-        """Call it no more."""
-        self._tap = NULL
-        self._tapped = NULL
-        self._tap_keeps = None
+    cdef int untap(self, void *tapped) except -1:
+        """Call it for `tapped` no more; nothing happens if it is not called."""
+        cdef int i
+        for i in range(self._tap_count):
+            if self._taps[i].tapped == tapped:
+                self._tap_count -= 1
+                self._taps[i] = self._taps[self._tap_count]
+                self._tap_keeps[i] = self._tap_keeps[self._tap_count]
+                self._tap_keeps.pop()
+                break
         return 0
 
     def grow(self):

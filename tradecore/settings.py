@@ -16,6 +16,7 @@ from typing import Any
 
 from tradecore import values
 from tradecore.errors import SettingsError
+from tradecore.redis import address
 from tradecore.values import DAY_S, YEAR_S, Secret
 
 _SECRET_FILE_MAX_BYTES = 65536
@@ -232,10 +233,17 @@ class Settings:
     redis_url: Secret | None = _env(
         "REDIS_URL",
         "",
-        "Redis as redis://host:6379/0; unset = none",
-        values.secret_url("redis", "rediss", "unix"),
+        "Redis as redis://user:password@host:6379/0, rediss:// or unix://; unset = none",
+        address.checked,
         secret=True,
     )
+    redis_trades: int = _env(
+        "REDIS_TRADES",
+        "off",
+        "entries of the stream of all trades there, a tenth of a second each, or off",
+        values.whole_or_off(1, 1_000_000),
+    )
+    """0 = no such stream."""
     log_level: str = _env(
         "LOG_LEVEL",
         "info",
@@ -407,3 +415,5 @@ def _contradictions(read: dict[str, Any]) -> Iterator[str]:
     compress_s, retain_s = read.get("compress_after_s"), read.get("retention_s")
     if compress_s and retain_s and compress_s >= retain_s:
         yield f"COMPRESS_AFTER is {values.spoken(compress_s)}: give less than RETENTION, or off"
+    if read.get("redis_trades") and "redis_url" in read and read["redis_url"] is None:
+        yield "REDIS_TRADES is set without REDIS_URL: set both, or none"

@@ -59,6 +59,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def whole_or_off(low: int, high: int) -> Callable[[str], int]:
+    """Accept a whole number from `low` to `high`, or the word off as 0."""
+
+    def parse(text: str) -> int:
+        if text.lower() == "off":
+            return 0
+        if re.fullmatch(r"[0-9]{1,18}", text) and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"give a whole number from {low} to {high}, or off")
+
+    return parse
+
+
 def capacity(text: str) -> int:
     """Accept a number of rows that is a power of two; `1Mi` is 1048576."""
     low, high = 1 << 10, 1 << 27
