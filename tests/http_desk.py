@@ -10,7 +10,7 @@ from snapshots import HEALTHY
 from tradecore.http import security
 from tradecore.http.server import SideServer
 
-PATHS = ("/", "/health", "/health/db", "/health/binance", "/ready", "/live", "/metrics")
+PATHS = ("/api", "/health", "/health/db", "/health/binance", "/ready", "/live", "/metrics")
 
 LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 API = b"GET /api/v3/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -27,8 +27,8 @@ async def test_live_does_not_depend_on_a_snapshot():
 
 async def test_index_lists_the_routes():
     async with serving() as server:
-        _, body = await fetch(server, "/")
-    assert tuple(json.loads(body)["routes"]) == PATHS
+        _, body = await fetch(server, "/api")
+    assert tuple(json.loads(body)["routes"]) == ("/", *PATHS)
 
 
 async def test_metrics_negotiates():

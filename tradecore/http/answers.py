@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import zlib
 from collections.abc import Callable, Sequence
 
 import orjson
@@ -11,6 +10,7 @@ from aiohttp import hdrs, web
 
 from tradecore.errors import TransientStoreError
 from tradecore.http import venue_errors
+from tradecore.http.compression import gzip, takes_gzip
 from tradecore.http.market import NOT_RECORDED, Body, Endpoint, Market
 from tradecore.http.own import Own
 from tradecore.http.parameters import Query
@@ -85,38 +85,13 @@ async def _found(request: web.Request, body: Body) -> web.Response:
         if any(tag.value in ("*", digest) for tag in known):
             return web.Response(status=304, headers=headers)
     text = body.text
-    if len(text) >= COMPRESS_FROM_BYTES and _takes_gzip(request):
-        text = await asyncio.to_thread(_gzip, text)
+    if len(text) >= COMPRESS_FROM_BYTES and takes_gzip(request):
+        text = await asyncio.to_thread(gzip, text)
         headers[hdrs.CONTENT_ENCODING] = "gzip"
     response = web.Response(body=text, headers=headers, content_type="application/json")
     if body.behind:
         response.headers["X-Tradecore-Candles"] = "behind"
     return response
-
-
-def _takes_gzip(request: web.Request) -> bool:
-    for part in request.headers.get(hdrs.ACCEPT_ENCODING, "").split(","):
-        name, _, quality = part.partition(";")
-        if name.strip().lower() == "gzip":
-            return _weight(quality) > 0.0
-    return False
-
-
-def _weight(parameter: str) -> float:
-    """Return how much a choice is wanted, from its `q=…`; a text counts as not at all."""
-    name, _, value = parameter.partition("=")
-    if not name.strip():
-        return 1.0
-    try:
-        return float(value) if name.strip().lower() == "q" else 0.0
-    except ValueError:
-        return 0.0
-
-
-def _gzip(text: bytes) -> bytes:
-    # 16 more than the size of the window asks for gzip's frame.
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS + 16)
-    return packer.compress(text) + packer.flush()
 
 
 def _refused(refused: RefusedError) -> web.Response:

@@ -61,12 +61,10 @@ _CORS_ANSWER_HEADERS = "ETag, Retry-After, X-MBX-USED-WEIGHT, X-MBX-USED-WEIGHT-
 async def set_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """Set the security headers and drop Server; connect it to `on_response_prepare`.
 
-    An answer that may be cached says so itself.
+    An answer that may be cached, or needs a policy of its own, says so itself.
     """
-    cached = response.headers.get(hdrs.CACHE_CONTROL)
-    response.headers.update(HEADERS)
-    if cached is not None:
-        response.headers[hdrs.CACHE_CONTROL] = cached
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
     response.headers.popall(hdrs.SERVER, None)
 
 

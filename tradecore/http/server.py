@@ -13,6 +13,7 @@ from tradecore import metrics
 from tradecore.errors import UsageError
 from tradecore.http import connections, health, security
 from tradecore.http.api import Api
+from tradecore.http.page import Page
 from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
 
@@ -52,8 +53,10 @@ class SideServer:
         self._snapshot = snapshot
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._page = page = Page()
         self.routes: tuple[Route, ...] = (
-            Route("/", "this list", self._index),
+            Route("/", "a page for people: what is captured now", page.index),
+            Route("/api", "this list", self._index),
             Route("/health", "state of the whole daemon; 503 when not ready", self._health),
             Route("/health/db", "state of the database; 503 while it is away", self._database),
             Route("/health/binance", "state of the feed; 503 without a live stream", self._binance),
@@ -92,6 +95,7 @@ class SideServer:
         )
         app.on_response_prepare.append(security.set_headers)
         app.add_routes([web.get(route.path, route.answer) for route in self.routes])
+        app.add_routes([web.get("/page/{name}", self._page.accept)])
         if self._streams is not None:
             app.add_routes([web.get("/ws/{streams:.*}", self._streams.accept)])
         if self._api is not None:

@@ -1,0 +1,32 @@
+"""Answers in gzip, for those who say that they read it."""
+
+import zlib
+
+from aiohttp import hdrs, web
+
+
+def gzip(body: bytes, level: int = 1) -> bytes:
+    """Return a body in gzip's frame; in a thread when it is large."""
+    # 16 more than the size of the window asks for gzip's frame.
+    packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS + 16)
+    return packer.compress(body) + packer.flush()
+
+
+def takes_gzip(request: web.Request) -> bool:
+    """Tell whether the client reads gzip."""
+    for part in request.headers.get(hdrs.ACCEPT_ENCODING, "").split(","):
+        name, _, quality = part.partition(";")
+        if name.strip().lower() == "gzip":
+            return _weight(quality) > 0.0
+    return False
+
+
+def _weight(parameter: str) -> float:
+    """Return how much a choice is wanted, from its `q=…`; a text counts as not at all."""
+    name, _, value = parameter.partition("=")
+    if not name.strip():
+        return 1.0
+    try:
+        return float(value) if name.strip().lower() == "q" else 0.0
+    except ValueError:
+        return 0.0
