@@ -125,6 +125,11 @@ class Connection:
         return self._rolling
 
     @property
+    def moved_ns(self) -> int:
+        """Monotonic time of the last step of any of its sessions, or between two of them."""
+        return max((leg.moved_ns for leg in self._legs), default=self._born_ns)
+
+    @property
     def sessions(self) -> list[Session]:
         """The sessions that there are now, two at most, the present one first."""
         return [leg.session for leg in self._legs if leg.session is not None]

@@ -69,6 +69,7 @@ class Leg:
         self.lifetime_s = 0.0
         self.last = False
         self._failed = 0  # attempts to open a socket, in a row
+        self._asked_ns = 0
         self._hurry = asyncio.Event()
         self._up = upkeep
         self._before = before
@@ -80,6 +81,12 @@ class Leg:
         if self.session is None or not self.session.opened_ns:
             return 0.0
         return (clock.mono_ns() - self.session.opened_ns) / 1e9
+
+    @property
+    def moved_ns(self) -> int:
+        """Monotonic time of its last step: of the state, the session, or the wait for the gate."""
+        ticked_ns = self.session.ticked_ns if self.session is not None else 0
+        return max(self.machine.since_ns, self._asked_ns, ticked_ns)
 
     async def end(self, *, drain: bool) -> None:
         """Close whatever is open; with `drain` after taking what the venue had sent before."""
@@ -136,6 +143,7 @@ class Leg:
         """Wait until an attempt may be made, and return where."""
         up = self._up
         while True:
+            self._asked_ns = clock.mono_ns()
             endpoint = up.alternates.pick(clock.mono_ns(), up.gate.silent_s)
             wait_s = up.gate.take_s(endpoint, planned=self._planned)
             if wait_s <= 0:

@@ -85,7 +85,8 @@ class Session:
         self._frames = 0
         self._pongs = 0
         self._sent_ns = 0
-        self._ticked_ns = 0
+        self.ticked_ns = 0
+        """Monotonic time of its last look at whether it is still alive; 0 before it is open."""
 
     @property
     def last_data_ns(self) -> int:
@@ -137,7 +138,7 @@ class Session:
     def on_connected(self, transport: WSTransport) -> None:
         """Take the open WebSocket; silence counts from here."""
         self._transport = transport
-        self._ticked_ns = clock.mono_ns()
+        self.ticked_ns = clock.mono_ns()
         if not self._reading.is_set():
             transport.underlying_transport.pause_reading()
 
@@ -438,9 +439,9 @@ class Session:
         if (closed := _close_received(self._transport)) is not None:
             raise closed  # the listener passes CLOSE frames by, picows only notes them
         frames = self._listener.data_frames if self._listener is not None else 0
-        self._pulse.beat(self._awake_s(self._ticked_ns), frames - self._frames)
+        self._pulse.beat(self._awake_s(self.ticked_ns), frames - self._frames)
         self._frames = frames
-        self._ticked_ns = clock.mono_ns()
+        self.ticked_ns = clock.mono_ns()
         silence_s = self._pulse.silence_s
         if (
             self.machine.state is State.SUBSCRIBING

@@ -97,6 +97,11 @@ class Store:
             if self._sink is None:
                 await self._open()
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether it is being opened now, which has no time limit when the schema is behind."""
+        return self._opening.locked()
+
     async def _open(self) -> None:
         dsn = await self._embedded.start() if self._embedded else self._dsn
         assert dsn is not None
