@@ -17,9 +17,9 @@ API = b"GET /api/v3/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def serving(snapshot=HEALTHY, host="127.0.0.1", server_class=SideServer):
+async def serving(snapshot=HEALTHY, host="127.0.0.1", server_class=SideServer, **options):
     """Yield a started server whose snapshot is `snapshot`."""
-    server = server_class(host, 0, lambda: snapshot)
+    server = server_class(host, 0, lambda: snapshot, **options)
     await server.start()
     try:
         yield server

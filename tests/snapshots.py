@@ -13,6 +13,7 @@ from tradecore.snapshot import (
     Histogram,
     Holes,
     HostClock,
+    HttpUse,
     Lifecycle,
     Line,
     PoolUse,
@@ -121,6 +122,10 @@ HEALTHY = Snapshot(
         events={"trade": 1042},
         conflated={"ticker": 1043},
         closed={"slow": 1044, "client": 0},
+    ),
+    http=HttpUse(
+        requests={("/ready", "2xx"): 1049, ("none", "4xx"): 1050},
+        refused={"host": 1051, "rate": 0},
     ),
     received_per_s=64.0,
     stored_per_s=32.0,

@@ -77,9 +77,9 @@ async def test_a_head_may_come_in_pieces_and_behind_another(monkeypatch):
 class Waiting(SideServer):
     """A server whose index is answered when the test says so."""
 
-    def __init__(self, *rest):
+    def __init__(self, *rest, **options):
         self.go = asyncio.Event()
-        super().__init__(*rest)
+        super().__init__(*rest, **options)
 
     async def _index(self, _request):
         await self.go.wait()
@@ -93,7 +93,7 @@ async def busy(server, count):
         pairs = [await stack.enter_async_context(connected(server)) for _ in range(count)]
         await until_connections(server, count)
         for _, writer in pairs:
-            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            writer.write(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with asyncio.timeout(20):
             while not all(one._request_in_progress for one in server._runner.server.connections):
                 await asyncio.sleep(0.005)
@@ -157,7 +157,7 @@ async def test_when_all_are_busy_others_are_told_so_and_probes_are_served(monkey
             for reader, _ in pairs:
                 assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200")
         await until_connections(server, 0)
-        assert (await fetch(server, "/"))[0].status == 200
+        assert (await fetch(server, "/api"))[0].status == 200
 
 
 async def test_places_for_probes_and_at_the_door_are_bounded(monkeypatch):

@@ -19,6 +19,7 @@ from test_queries import BUSY, FIRST_US, ONCE, RARE, Desk, make_candles, market
 from tradecore.clock import wall_ns
 from tradecore.errors import TransientStoreError
 from tradecore.http import answers, parameters, venue_errors, weights
+from tradecore.http.access import Policy
 from tradecore.http.api import Api
 from tradecore.http.instruments import assets
 from tradecore.http.market import NOT_RECORDED
@@ -66,7 +67,9 @@ class Client:
 @asynccontextmanager
 async def serving(dsn: Any, origins: tuple[str, ...] = ()) -> AsyncIterator[Client]:
     api = Api(dsn, lambda: CAPTURED, lambda: HEALTHY)
-    server = SideServer("127.0.0.1", 0, lambda: HEALTHY, api=api, cors_origins=origins)
+    server = SideServer(
+        "127.0.0.1", 0, lambda: HEALTHY, api=api, policy=Policy(cors_origins=origins)
+    )
     await server.start()
     try:
         async with aiohttp.ClientSession(

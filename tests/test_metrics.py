@@ -93,6 +93,8 @@ tradecore_stream_clients{}
 tradecore_stream_events_total{stream}
 tradecore_stream_conflated_total{stream}
 tradecore_stream_closed_total{reason}
+tradecore_http_requests_total{route,status}
+tradecore_http_refused_total{reason}
 tradecore_clock_offset_seconds{}
 tradecore_clock_offset_bound_seconds{}
 tradecore_log_records_dropped_total{}
@@ -206,6 +208,10 @@ VALUES = {
     'stream_conflated_total{stream="ticker"}': 1043,
     'stream_closed_total{reason="slow"}': 1044,
     'stream_closed_total{reason="client"}': 0,
+    'http_requests_total{route="/ready",status="2xx"}': 1049,
+    'http_requests_total{route="none",status="4xx"}': 1050,
+    'http_refused_total{reason="host"}': 1051,
+    'http_refused_total{reason="rate"}': 0,
     "retention_wait_seconds": 0,
     "retention_horizon_timestamp_seconds": 1_600_000_000,
     'chunks{state="open",table="raw_trades"}': 8,

@@ -1,11 +1,12 @@
 import json
 import logging
+import socket
 
 import pytest
 from http_desk import PATHS, Failing, assert_secure, fetch, raw, serving
 
-from tradecore.http import security
-from tradecore.http.security import RateLimiter
+from tradecore.http.access import Policy
+from tradecore.http.peers import RateLimiter
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,24 @@ async def test_only_local_names_on_a_loopback_bind(host, status):
     assert_secure(response.headers)
 
 
-async def test_any_name_on_an_open_bind():
-    async with serving(host="0.0.0.0") as server:
-        response, _ = await fetch(server, "/live", headers={"Host": "capture.example"})
-    assert response.status == 200
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("192.0.2.7:3000", 200),
+        ("[2001:db8::7]:3000", 200),
+        ("localhost", 200),
+        (socket.gethostname().upper(), 200),
+        ("Capture.example.:80", 200),
+        ("other.example", 421),
+        ("2130706433", 421),
+        ("192.0.2.7.other.example", 421),
+    ],
+)
+async def test_addresses_and_listed_names_on_an_open_bind(host, status):
+    policy = Policy(hosts=("capture.example",))
+    async with serving(host="0.0.0.0", policy=policy) as server:
+        response, _ = await fetch(server, "/live", headers={"Host": host})
+    assert response.status == status
 
 
 def test_bucket_fills_with_time():
@@ -137,7 +152,7 @@ def test_bucket_memory_is_bounded():
 
 
 async def test_too_many_requests_are_429_but_live_is_served(monkeypatch):
-    monkeypatch.setattr(security.RateLimiter.__init__, "__defaults__", (0.1, 3, 1024, lambda: 0))
+    monkeypatch.setattr(RateLimiter.__init__, "__defaults__", (0.1, 3, 1024, lambda: 0))
     async with serving() as server:
         answers = [(await fetch(server, "/ready"))[0] for _ in range(5)]
         live, _ = await fetch(server, "/live")

@@ -622,6 +622,22 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             lambda s: _keyed(s.fan_out.closed),
         ),
     ),
+    "The side server": (
+        Metric(
+            "tradecore_http_requests_total",
+            "counter",
+            ("route", "status"),
+            "Requests answered, by route (none: there is no such path) and class of status.",
+            lambda s: s.http.requests.items(),
+        ),
+        Metric(
+            "tradecore_http_refused_total",
+            "counter",
+            ("reason",),
+            "Requests and connections refused, or cut off for being slow.",
+            lambda s: _keyed(s.http.refused),
+        ),
+    ),
     "Host and process": (
         Metric(
             "tradecore_clock_offset_seconds",

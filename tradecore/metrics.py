@@ -61,6 +61,13 @@ def _render_per_symbol(metric: Metric, snapshot: Snapshot, family: str) -> str:
     return "".join(lines)
 
 
+def content_type(accept: str) -> str:
+    """Return the content type that `render` chooses for an Accept header; there are a few."""
+    from prometheus_client.exposition import choose_encoder
+
+    return choose_encoder(accept)[1]
+
+
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
     """Return the exposition of a snapshot and its content type.
 
@@ -70,11 +77,11 @@ def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import CollectorRegistry
 
-    encode, content_type = choose_encoder(accept)
+    encode, chosen = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(snapshot))
     text = encode(registry).decode()
-    openmetrics = content_type.startswith("application/openmetrics-text")
+    openmetrics = chosen.startswith("application/openmetrics-text")
     per_symbol = "".join(
         _render_per_symbol(
             metric, snapshot, metric.name.removesuffix("_total") if openmetrics else metric.name
@@ -82,5 +89,5 @@ def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
         for metric in PER_SYMBOL
     )
     if openmetrics:
-        return (text.removesuffix("# EOF\n") + per_symbol + "# EOF\n").encode(), content_type
-    return (per_symbol + text).encode(), content_type
+        return (text.removesuffix("# EOF\n") + per_symbol + "# EOF\n").encode(), chosen
+    return (per_symbol + text).encode(), chosen

@@ -14,6 +14,7 @@ from tradecore.continuity import Continuity
 from tradecore.errors import TransientStoreError
 from tradecore.feed.feed import Feed
 from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, FlushStats
+from tradecore.http.counts import HttpCounts
 from tradecore.http.streams import Streams
 from tradecore.lifecycle import LifecycleStats
 from tradecore.refresher import RefreshStats
@@ -71,6 +72,7 @@ class Parts:
     refresh: RefreshStats
     streams: Streams
     lifecycle: LifecycleStats
+    http: HttpCounts
     clock: ClockStats
 
 
@@ -246,6 +248,7 @@ class Observer:
                 age_s=_age_s(now_ns, parts.refresh.refreshed_ns),
             ),
             fan_out=parts.streams.use(),
+            http=parts.http.use(),
             clock=HostClock(offset_s=offset.offset_s, bound_s=offset.bound_s) if offset else None,
             log_records_dropped=log.records_dropped(),
             received_per_s=self._rate(1),

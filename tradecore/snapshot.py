@@ -6,7 +6,7 @@ in the per-trade path. Fields carry their unit in the name; ages are by the mono
 
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -266,6 +266,16 @@ class FanOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HttpUse:
+    """What the side server has answered and refused."""
+
+    requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By route and class of status, such as ("/ready", "2xx")."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """By reason; connections that never became a request are among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostClock:
     """How far our clock is ahead of the venue's, in seconds, give or take `bound_s`."""
 
@@ -341,6 +351,7 @@ class Snapshot:
     candles: Candles
     lifecycle: Lifecycle
     fan_out: FanOut = field(default_factory=FanOut)
+    http: HttpUse = field(default_factory=HttpUse)
     redis: RedisUse | None = None
     """None without REDIS_URL."""
     received_per_s: float
@@ -354,6 +365,22 @@ class Snapshot:
     """None while it is not known."""
     log_records_dropped: int = 0
     process: ProcessUse = field(default_factory=read_process)
+
+    def without_errors(self) -> "Snapshot":
+        """Return it without the texts of errors, which name hosts and roles."""
+        shown = "see the log"
+        database = replace(
+            self.database, last_error=shown if self.database.last_error is not None else None
+        )
+        repair = replace(
+            self.repair, last_error=shown if self.repair.last_error is not None else None
+        )
+        lifecycle = replace(
+            self.lifecycle,
+            job_trouble=shown if self.lifecycle.job_trouble else "",
+            trouble=dict.fromkeys(self.lifecycle.trouble, shown),
+        )
+        return replace(self, database=database, repair=repair, lifecycle=lifecycle)
 
     @property
     def trades_received(self) -> int:

@@ -33,7 +33,9 @@ from tradecore.feed.gate import Gate
 from tradecore.feed.states import State
 from tradecore.flusher import Flusher, FlushPolicy
 from tradecore.hole_news import HoleNews
+from tradecore.http.access import Policy
 from tradecore.http.api import Api
+from tradecore.http.counts import HttpCounts
 from tradecore.http.server import SideServer
 from tradecore.http.streams import Captured, Streams
 from tradecore.lifecycle import Lifecycle
@@ -103,7 +105,8 @@ class Supervisor:
                     self._all_symbols,
                     self._observer.snapshot,
                 ),
-                self._settings.cors_origins,
+                Policy.of(self._settings),
+                self._http_counts,
             )
             await server.start()
             stack.push_async_callback(server.stop)
@@ -140,6 +143,7 @@ class Supervisor:
         self._roster = Roster(
             settings, self._ring, self._capture, self._feed, self._on_added, self._on_changed
         )
+        self._http_counts = HttpCounts()
         self._streams = Streams(
             self._capture,
             lambda: Captured(self._roster.symbols, self._roster.streams),
@@ -210,6 +214,7 @@ class Supervisor:
                 self._refresher.stats,
                 self._streams,
                 self._lifecycle.stats,
+                self._http_counts,
                 self._venue_clock.stats,
             ),
         )

@@ -14,6 +14,7 @@ from tradecore.http.compression import gzip, takes_gzip
 from tradecore.http.market import NOT_RECORDED, Body, Endpoint, Market
 from tradecore.http.own import Own
 from tradecore.http.parameters import Query
+from tradecore.http.peers import peer_of
 from tradecore.http.venue_errors import RefusedError
 from tradecore.http.weights import Weights
 from tradecore.snapshot import Snapshot
@@ -55,7 +56,7 @@ class Answers:
         if endpoint is not None:
             query = request.query
             weight = endpoint.weight(query.get("symbol", ""), query.get("symbols", ""))
-        used, wait_s = self._weights.use(request.remote or "", weight)
+        used, wait_s = self._weights.use(peer_of(request.remote), weight)
         try:
             if wait_s:
                 raise venue_errors.too_many_requests(self._weights.limit, wait_s)

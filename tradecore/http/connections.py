@@ -4,17 +4,21 @@ When all places are taken, a connection that waits for a request gives way to th
 one that has waited longest, whether it has sent nothing or half a head. When all of them are busy,
 the next client stands at the door until the first bytes of its request are there. What asks how the
 daemon is gets an answer all the same, so that no crowd makes a supervisor kill it; everybody else
-is told to come back.
+is told to come back. The last places are for peers that have few, so that no peer has all of them.
 """
 
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 
 from aiohttp import web
 
+from tradecore.http.access import PROBE_PATHS
+from tradecore.http.counts import HttpCounts
+from tradecore.http.peers import peer_of
 from tradecore.http.security import API_PREFIX, HEADERS, error_answer
 from tradecore.log import once_per
 
@@ -30,12 +34,13 @@ IDLE_LEAST_S = 1.0
 
 CONNECTIONS_MAX = 256
 """Beside live streams, which have a limit of their own."""
+KEPT_MAX = 32
+"""So many of them are for peers that have no more than so many."""
 PROBES_MAX = 64
 """So many more for those who ask how the daemon is."""
 DOOR_MAX = 256
 """So many more that are about to be turned away."""
 DOOR_LIMIT_S = 2.0
-PROBE_PATHS = frozenset({"/live", "/ready", "/metrics", "/health", "/health/db", "/health/binance"})
 RETRY_AFTER_S = 1
 BACKLOG = 256
 """So many may wait for us to take them up."""
@@ -60,7 +65,6 @@ def _raw_answer(status: HTTPStatus, path: str = "", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-_MALFORMED = _raw_answer(HTTPStatus.BAD_REQUEST)
 _FULL, _FULL_API = (
     _raw_answer(HTTPStatus.SERVICE_UNAVAILABLE, path, Retry_After=str(RETRY_AFTER_S))
     for path in ("", API_PREFIX)
@@ -70,24 +74,29 @@ _FULL, _FULL_API = (
 class House:
     """Who has a place, and who stands at the door."""
 
-    def __init__(self, streams: Callable[[], int]) -> None:
+    def __init__(self, streams: Callable[[], int], counts: HttpCounts) -> None:
         """`streams` tells how many of the connections are live streams."""
+        self.counts = counts
         self._streams = streams
         self._inside: set[GuardedConnection] = set()
+        self._of_peer: Counter[str] = Counter()
         # Those who came first stand first.
         self._door: dict[GuardedConnection, None] = {}
 
     def enter(self, connection: "GuardedConnection", is_probe: bool = False) -> bool:
         """Give a connection a place, if need be that of one that waits; tell whether it has one."""
-        while self._excess() >= 0:
-            if (waiting := self._longest_waiting(connection.now())) is None:
-                break
-            self._inside.discard(waiting)
+        least_free = 0 if self._of_peer[connection.peer] < KEPT_MAX else KEPT_MAX
+        while self._excess() >= -least_free:
+            waiting = self._longest_waiting(connection.now())
+            if waiting is None or self._of_peer[waiting.peer] < self._of_peer[connection.peer]:
+                break  # nobody gives way to a peer that has more places
+            self._remove(waiting)
             waiting.force_close()
-        if self._excess() >= (PROBES_MAX if is_probe else 0):
+        if self._excess() >= (PROBES_MAX if is_probe else -least_free):
             return False
         self._door.pop(connection, None)
         self._inside.add(connection)
+        self._of_peer[connection.peer] += 1
         return True
 
     def stand_at_door(self, connection: "GuardedConnection") -> None:
@@ -103,18 +112,29 @@ class House:
 
     def leave(self, connection: "GuardedConnection") -> None:
         """Take the place back, or the one at the door."""
-        self._inside.discard(connection)
+        self._remove(connection)
         self._door.pop(connection, None)
+
+    def _remove(self, connection: "GuardedConnection") -> None:
+        if connection in self._inside:
+            self._inside.remove(connection)
+            self._of_peer[connection.peer] -= 1
+            if not self._of_peer[connection.peer]:
+                del self._of_peer[connection.peer]
 
     def _excess(self) -> int:
         return len(self._inside) - self._streams() - CONNECTIONS_MAX
 
     def _longest_waiting(self, now_s: float) -> "GuardedConnection | None":
-        waiting = [one for one in self._inside if one.is_waiting]
-        longest = min(waiting, key=lambda one: one.waits_since_s, default=None)
-        if longest is None or now_s - longest.waits_since_s < IDLE_LEAST_S:
-            return None
-        return longest
+        """Return who gives way: of those with most connections, who has waited longest."""
+        waiting = (
+            one
+            for one in self._inside
+            if one.is_waiting and now_s - one.waits_since_s >= IDLE_LEAST_S
+        )
+        return min(
+            waiting, key=lambda one: (-self._of_peer[one.peer], one.waits_since_s), default=None
+        )
 
 
 class GuardedConnection(web.RequestHandler):
@@ -133,7 +153,8 @@ class GuardedConnection(web.RequestHandler):
             logger=log,
         )
         self._house = house
-        self._malformed: web.Response | None = None
+        self._failed: web.Response | None = None
+        self.peer = ""
         self.waits_since_s = 0.0
         """When it began to wait for a request, by the clock of the loop."""
         # Of one at the door.
@@ -161,6 +182,7 @@ class GuardedConnection(web.RequestHandler):
         if self._outside is not None:
             if not self._turned_away:
                 self._turned_away = True
+                self._house.counts.refused("crowd")
                 self._outside.write(_FULL)
             self._outside.close()
 
@@ -168,6 +190,8 @@ class GuardedConnection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection if there is a place for it."""
+        address = transport.get_extra_info("peername")
+        self.peer = peer_of(address[0]) if address else ""
         # Closing waits until all is sent; the kernel ends the wait for a client that never reads.
         transport.get_extra_info("socket").setsockopt(
             socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_LIMIT_S * 1000)
@@ -204,6 +228,7 @@ class GuardedConnection(web.RequestHandler):
         if self._outside is not None:
             _abort(self._outside)
         elif self._waiter is not None and not self._waiter.done():
+            self._house.counts.refused("slow")
             self.force_close()
         else:
             # The head of the next request is there in part, while one is answered.
@@ -233,6 +258,7 @@ class GuardedConnection(web.RequestHandler):
             self.data_received(data)
             return
         self._turned_away = True
+        self._house.counts.refused("crowd")
         transport.write(_FULL_API if path.startswith(API_PREFIX) else _FULL)
         # What may still come is read until the client has seen the answer: else it would be lost.
         transport.write_eof()
@@ -246,23 +272,28 @@ class GuardedConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Note bytes that are no HTTP request, or too large a one; the connection ends."""
-        log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
-        self._malformed = error_answer(status)
-        return self._malformed
+        if status == HTTPStatus.BAD_REQUEST:
+            log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
+            self._house.counts.refused("malformed")
+        else:
+            log.error("HTTP request failed outside of its handler, a bug", exc_info=exc)
+        self._failed = error_answer(status)
+        return self._failed
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send the answer; a client that does not read it in time loses the connection."""
-        if resp is self._malformed:
+        if resp is self._failed:
             # There is no request, so no route, and no signal will set the headers.
             if self.transport is not None:
-                self.transport.write(_MALFORMED)
+                self.transport.write(_raw_answer(HTTPStatus(resp.status)))
             return resp, True
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
+            self._house.counts.refused("slow")
             _abort(self.transport)
             return resp, True
         finally:

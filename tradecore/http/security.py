@@ -1,17 +1,17 @@
 """What every request meets before its handler, and every answer before it leaves.
 
-Only GET and HEAD, no body, a bounded rate for each peer (below /api/ the venue's weights, which are
-counted there), known Host names on a loopback bind, a time limit, security headers on all answers,
-and errors as JSON that tell nothing about the inside. Pages of the origins that the operator names
-may read what is below /api/, no others.
+Known Host names, only GET and HEAD, no body, a bounded rate for each peer (below /api/ the venue's
+weights, which are counted there), the token where one is asked for, a time limit, security headers
+on all answers, and errors as JSON that tell nothing about the inside. Pages of the origins that the
+operator names may read what is below /api/, no others.
+
+Answers are compressed for whoever asks. That lets somebody who can write into an answer and watch
+its length guess the rest of it (BREACH): no answer holds a secret.
 """
 
 import asyncio
 import logging
-import math
-import re
-from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
@@ -19,22 +19,30 @@ import orjson
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from tradecore.clock import mono_ns
-from tradecore.values import is_loopback
+from tradecore.http.access import (
+    PROBE_PATHS,
+    Access,
+    HostNames,
+    Policy,
+    Refusal,
+    add_reply_headers,
+)
+from tradecore.http.compression import compress
+from tradecore.http.counts import HttpCounts
+from tradecore.http.peers import RateLimiter, peer_of
 
 log = logging.getLogger(__name__)
 
 HANDLER_LIMIT_S = 5.0
-
-RATE_PER_S = 50.0
-RATE_BURST = 100
-PEERS_MAX = 1024
 
 API_PREFIX = "/api/"
 STREAM_PATHS = ("/ws", "/stream")
 
 UNLIMITED_PATHS = frozenset({"/live"})
 """Costs no more than the 429 would, and who refuses it gets killed by his supervisor."""
+
+_VENUE_CODES = {401: -2015, 403: -2015, 429: -1003}
+"""Permissions, too many requests; -1000 is an unknown error."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -54,7 +62,7 @@ HEADERS = {
 }
 
 CORS_MAX_AGE_S = 600
-_CORS_REQUEST_HEADERS = "Content-Type, If-None-Match, X-MBX-APIKEY, X-MBX-TIME-UNIT"
+_CORS_REQUEST_HEADERS = "Authorization, Content-Type, If-None-Match, X-MBX-APIKEY, X-MBX-TIME-UNIT"
 _CORS_ANSWER_HEADERS = "ETag, Retry-After, X-MBX-USED-WEIGHT, X-MBX-USED-WEIGHT-1M"
 
 
@@ -80,40 +88,13 @@ def json_answer(body: dict[str, Any], status: int = 200) -> web.Response:
 def error_answer(status: int, text: str = "", *, path: str = "") -> web.Response:
     """Return an error as JSON; without `text` it carries the status's standard words only.
 
-    For a `path` below /api/ it has the shape that the venue's clients read (-1000: unknown error).
+    For a `path` below /api/ it has the shape that the venue's clients read.
     """
     phrase = HTTPStatus(status)
     if path.startswith(API_PREFIX):
-        return json_answer({"code": -1000, "msg": text or phrase.description}, status)
+        code = _VENUE_CODES.get(status, -1000)
+        return json_answer({"code": code, "msg": text or phrase.description}, status)
     return json_answer({"error": phrase.phrase, "text": text or phrase.description}, status)
-
-
-class RateLimiter:
-    """A token bucket for each peer; the peers that were silent longest are forgotten first."""
-
-    def __init__(
-        self,
-        per_s: float = RATE_PER_S,
-        burst: int = RATE_BURST,
-        peers_max: int = PEERS_MAX,
-        now_ns: Callable[[], int] = mono_ns,
-    ) -> None:
-        self._per_s = per_s
-        self._burst = float(burst)
-        self._peers_max = peers_max
-        self._now_ns = now_ns
-        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
-
-    def take(self, peer: str) -> float:
-        """Take one token; return 0.0 when there was one, else the seconds until the next."""
-        now_ns = self._now_ns()
-        tokens, then_ns = self._buckets.pop(peer, (self._burst, now_ns))
-        tokens = min(self._burst, tokens + (now_ns - then_ns) * 1e-9 * self._per_s)
-        allowed = tokens >= 1.0
-        self._buckets[peer] = (tokens - allowed, now_ns)
-        if len(self._buckets) > self._peers_max:
-            self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1.0 - tokens) / self._per_s
 
 
 class Cors:
@@ -151,64 +132,95 @@ class Cors:
         return origin if listed and request.path.startswith(API_PREFIX) else None
 
 
-def guard(bind_host: str, limiter: RateLimiter, cors_origins: Collection[str] = ()) -> Middleware:
-    """Return the middleware that checks each request and turns every failure into JSON.
+class Guard:
+    """The middleware that checks each request and turns every failure into JSON."""
 
-    On a loopback bind the Host header must name this machine: a page in the operator's browser
-    could otherwise read the answers by pointing its own name to 127.0.0.1 (DNS rebinding).
-    """
-    cors = Cors(cors_origins)
-    hosts = {"localhost", "127.0.0.1", "::1", bind_host} if is_loopback(bind_host) else None
+    def __init__(self, bind_host: str, policy: Policy, counts: HttpCounts) -> None:
+        self._hosts = HostNames(bind_host, policy.hosts)
+        self._access = Access(bind_host, policy)
+        self._cors = Cors(policy.cors_origins)
+        self._counts = counts
+        # Apart, so that no crowd of scrapers makes a supervisor think that we are ill.
+        self._probes, self._metrics, self._others = RateLimiter(), RateLimiter(), RateLimiter()
 
-    def refuse(request: web.Request) -> web.Response | None:
-        host = request.headers.get(hdrs.HOST)
-        if hosts is not None and host is not None and _host_name(host) not in hosts:
-            return error_answer(421, "This Host name is not served here; use localhost.")
-        if _is_limited(request) and (wait_s := limiter.take(request.remote or "")):
-            answer = error_answer(429)
-            answer.headers[hdrs.RETRY_AFTER] = str(math.ceil(wait_s))
-            return answer
-        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-            if (answered := cors.preflight(request)) is not None:
-                return answered
-            answer = error_answer(405, "Only GET and HEAD are served.", path=request.path)
-            answer.headers[hdrs.ALLOW] = "GET, HEAD"
-            return answer
-        if request.can_read_body:
-            return error_answer(413, "A request carries no body here.", path=request.path)
-        return None
+    @property
+    def middleware(self) -> Middleware:
+        """What aiohttp takes."""
 
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if (refusal := refuse(request)) is not None:
-            if refusal.status != 204:
-                refusal.force_close()
-            cors.allow(request, refusal)
-            return refusal
-        response = await answered(request, handler)
-        cors.allow(request, response)
+        @web.middleware
+        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+            response = await self._answer(request, handler)
+            self._cors.allow(request, response)
+            self._counts.answered(_route_of(request), response.status)
+            return response
+
+        return check
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (refusal := self._refuse_early(request)) is not None:
+            return self._refused(request, refusal)
+        if (answered := self._cors.preflight(request)) is not None:
+            return answered
+        if (refusal := self._refuse(request)) is not None:
+            return self._refused(request, refusal)
+        response = await _handled(request, handler)
+        if not request.path.startswith(API_PREFIX):  # which sees to it itself
+            await compress(request, response)
         return response
 
-    async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            async with asyncio.timeout(None if _is_stream(request) else HANDLER_LIMIT_S):
-                return await handler(request)
-        except TimeoutError:
-            log.warning("HTTP request took too long", extra={"path": request.path})
-            return error_answer(503, "The answer took too long.", path=request.path)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            return error_answer(error.status, path=request.path)
-        except Exception:
-            log.exception("HTTP handler failed, a bug", extra={"path": request.path})
-            return error_answer(500, path=request.path)
+    def _refuse_early(self, request: web.Request) -> Refusal | None:
+        """Refuse what no page may ask either."""
+        if (refusal := self._hosts.refuse(request)) is not None:
+            return refusal
+        limiter = self._limiter_of(request.path)
+        if limiter is not None and (wait_s := limiter.take(peer_of(request.remote))):
+            return Refusal("rate", 429, wait_s=wait_s)
+        return None
 
-    return check
+    def _limiter_of(self, path: str) -> RateLimiter | None:
+        if path in UNLIMITED_PATHS or path.startswith(API_PREFIX):
+            return None
+        if path == "/metrics":
+            return self._metrics
+        return self._probes if path in PROBE_PATHS else self._others
+
+    def _refuse(self, request: web.Request) -> Refusal | None:
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            return Refusal("method", 405, "Only GET and HEAD are served.")
+        if (refusal := self._access.refuse(request)) is not None:
+            return refusal
+        if request.can_read_body:
+            return Refusal("body", 413, "A request carries no body here.")
+        return None
+
+    def _refused(self, request: web.Request, refusal: Refusal) -> web.Response:
+        self._counts.refused(refusal.reason)
+        answer = error_answer(refusal.status, refusal.text, path=request.path)
+        add_reply_headers(refusal, answer)
+        answer.force_close()
+        return answer
 
 
-def _is_limited(request: web.Request) -> bool:
-    return request.path not in UNLIMITED_PATHS and not request.path.startswith(API_PREFIX)
+async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        async with asyncio.timeout(None if _is_stream(request) else HANDLER_LIMIT_S):
+            return await handler(request)
+    except TimeoutError:
+        log.warning("HTTP request took too long", extra={"path": request.path})
+        return error_answer(503, "The answer took too long.", path=request.path)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return error_answer(error.status, path=request.path)
+    except Exception:
+        log.exception("HTTP handler failed, a bug", extra={"path": request.path})
+        return error_answer(500, path=request.path)
+
+
+def _route_of(request: web.Request) -> str:
+    """Return which of the server's routes a request takes, however it is written."""
+    resource = request.match_info.route.resource
+    return "none" if resource is None else resource.canonical.partition("/{")[0]
 
 
 def _is_stream(request: web.Request) -> bool:
@@ -221,14 +233,5 @@ def may_open_stream(request: web.Request, origins: Collection[str]) -> bool:
     Before they open a WebSocket, browsers do not ask; whatever comes is shown to any page.
     """
     origin = request.headers.get(hdrs.ORIGIN, "").lower()
-    is_ours = origin.partition("://")[2] == request.host.lower()
+    is_ours = origin.partition("://")[2] == request.headers.get(hdrs.HOST, "").lower()
     return hdrs.ORIGIN not in request.headers or is_ours or origin in origins
-
-
-# The dot behind a name is that of the DNS root.
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+?)\.?)(?::[0-9]{1,5})?")
-
-
-def _host_name(host: str) -> str:
-    match = _HOST.fullmatch(host.lower())
-    return (match[1] or match[2]) if match else ""

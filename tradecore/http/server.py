@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
@@ -12,14 +12,19 @@ from aiohttp import hdrs, web
 from tradecore import metrics
 from tradecore.errors import UsageError
 from tradecore.http import connections, health, security
+from tradecore.http.access import Policy, sees_inside
 from tradecore.http.api import Api
+from tradecore.http.counts import HttpCounts
 from tradecore.http.page import Page
+from tradecore.http.ration import Ration
 from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 2.0
+
+EVERYTHING = Policy()
 
 
 class Route(NamedTuple):
@@ -43,14 +48,17 @@ class SideServer:
         snapshot: Callable[[], Snapshot],
         streams: Streams | None = None,
         api: Api | None = None,
-        cors_origins: Collection[str] = (),
+        policy: Policy = EVERYTHING,
+        counts: HttpCounts | None = None,
     ) -> None:
         self._api = api
-        self._cors_origins = cors_origins
+        self._policy = policy
+        self._counts = counts or HttpCounts()
         self._streams = streams
         self._host = host
         self._port = port
         self._snapshot = snapshot
+        self._ration = Ration()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self._page = page = Page()
@@ -89,10 +97,10 @@ class SideServer:
 
         Raises UsageError when the address is taken, forbidden or not of this machine.
         """
-        app = web.Application(
-            middlewares=[security.guard(self._host, security.RateLimiter(), self._cors_origins)],
-            client_max_size=0,
-        )
+        if advice := self._policy.advice(self._host):
+            log.warning(advice)
+        guard = security.Guard(self._host, self._policy, self._counts)
+        app = web.Application(middlewares=[guard.middleware], client_max_size=0)
         app.on_response_prepare.append(security.set_headers)
         app.add_routes([web.get(route.path, route.answer) for route in self.routes])
         app.add_routes([web.get("/page/{name}", self._page.accept)])
@@ -106,7 +114,7 @@ class SideServer:
         assert manager is not None
         loop = asyncio.get_running_loop()
         streams = self._streams
-        house = connections.House(lambda: streams.open if streams is not None else 0)
+        house = connections.House(lambda: streams.open if streams is not None else 0, self._counts)
         try:
             self._listener = await loop.create_server(
                 lambda: connections.GuardedConnection(manager, loop, house),
@@ -137,34 +145,47 @@ class SideServer:
         routes = {route.path: route.text for route in self.routes}
         return security.json_answer({"name": "tradecore", "routes": routes})
 
-    async def _health(self, _request: web.Request) -> web.Response:
-        snapshot = self._snapshot()
+    async def _health(self, request: web.Request) -> web.Response:
+        snapshot = self._look(request)
         verdict = health.assess(snapshot)
         return security.json_answer(
             health.overall_json(snapshot, verdict), 200 if verdict.ready else 503
         )
 
-    async def _database(self, _request: web.Request) -> web.Response:
-        snapshot = self._snapshot()
+    async def _database(self, request: web.Request) -> web.Response:
+        snapshot = self._look(request)
         body = health.database_json(snapshot, health.assess(snapshot))
         return security.json_answer(body, 200 if snapshot.database.reachable else 503)
 
-    async def _binance(self, _request: web.Request) -> web.Response:
-        snapshot = self._snapshot()
+    async def _binance(self, request: web.Request) -> web.Response:
+        snapshot = self._look(request)
         verdict = health.assess(snapshot)
         body = health.binance_json(snapshot, verdict)
         return security.json_answer(body, 200 if verdict.of("feed").ready else 503)
 
-    async def _ready(self, _request: web.Request) -> web.Response:
-        verdict = health.assess(self._snapshot())
+    async def _ready(self, request: web.Request) -> web.Response:
+        verdict = health.assess(self._look(request))
         return security.json_answer(health.ready_json(verdict), 200 if verdict.ready else 503)
 
     async def _live(self, _request: web.Request) -> web.Response:
         return security.json_answer({"live": True})
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = metrics.render(self._snapshot(), request.headers.get(hdrs.ACCEPT, ""))
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
+        content_type = metrics.content_type(request.headers.get(hdrs.ACCEPT, ""))
+        body = self._ration.get(
+            content_type, lambda: metrics.render(self._fresh(), content_type)[0]
+        )
+        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: hdrs.ACCEPT}
+        return web.Response(body=body, headers=headers)
+
+    def _fresh(self) -> Snapshot:
+        """Return the snapshot, which costs microseconds a symbol."""
+        return self._ration.get("snapshot", self._snapshot)
+
+    def _look(self, request: web.Request) -> Snapshot:
+        """Return what the client may see of the snapshot."""
+        snapshot = self._fresh()
+        return snapshot if sees_inside(request) else snapshot.without_errors()
 
 
 def _bind_problem(host: str, port: int, error: Exception) -> str:

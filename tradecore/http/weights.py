@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from tradecore.clock import wall_ns
-from tradecore.http.security import PEERS_MAX
+from tradecore.http.peers import PEERS_MAX
 
 LIMIT = 300_000
 _MINUTE_NS = 60 * 10**9
