@@ -106,6 +106,7 @@ def test_every_wrong_value_in_one_go() -> None:
         "HTTP_AUTH": "none",
         "CORS_ORIGINS": "*",
         "REDIS_URL": "memcached://h",
+        "REDIS_TRADES": "all",
         "LOG_LEVEL": "loud",
         "LOG_FORMAT": "xml",
     }
@@ -508,7 +509,7 @@ def test_secret_from_file(tmp_path: Path) -> None:
     assert "keep one" in problem(DATABASE_URL_FILE=str(file), DATABASE_URL=DSN)
 
 
-@pytest.mark.parametrize("name", ["DATABASE_URL", "database_url"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "database_url", "tradecore_database_url"])
 def test_secret_from_systemd_credential(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(DSN)
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}

@@ -356,7 +356,9 @@ def _secret_text(name: str, environ: Mapping[str, str]) -> str:
     if path:
         return _file_text(f"{name}_FILE", Path(path))
     if folder := _plain_text("CREDENTIALS_DIRECTORY", environ):
-        for credential in (Path(folder, name), Path(folder, name.lower())):
+        # The last is how systemd names the files of a folder that is loaded as "tradecore".
+        for known in (name, name.lower(), f"tradecore_{name.lower()}"):
+            credential = Path(folder, known)
             if credential.exists():
                 return _file_text(f"the credential of {name}", credential)
     return ""
