@@ -93,6 +93,15 @@ tradecore_stream_clients{}
 tradecore_stream_events_total{stream}
 tradecore_stream_conflated_total{stream}
 tradecore_stream_closed_total{reason}
+tradecore_redis_up{}
+tradecore_redis_age_seconds{}
+tradecore_redis_batches_total{}
+tradecore_redis_values_total{}
+tradecore_redis_conflated_total{}
+tradecore_redis_trades_total{}
+tradecore_redis_trades_dropped_total{}
+tradecore_redis_reconnects_total{}
+tradecore_redis_errors_total{reason}
 tradecore_http_requests_total{route,status}
 tradecore_http_refused_total{reason}
 tradecore_clock_offset_seconds{}
@@ -208,6 +217,16 @@ VALUES = {
     'stream_conflated_total{stream="ticker"}': 1043,
     'stream_closed_total{reason="slow"}': 1044,
     'stream_closed_total{reason="client"}': 0,
+    "redis_up": 1,
+    "redis_age_seconds": 0.75,
+    "redis_batches_total": 1062,
+    "redis_values_total": 1063,
+    "redis_conflated_total": 1064,
+    "redis_trades_total": 1065,
+    "redis_trades_dropped_total": 1066,
+    "redis_reconnects_total": 1061,
+    'redis_errors_total{reason="auth"}': 1067,
+    'redis_errors_total{reason="closed"}': 0,
     'http_requests_total{route="/ready",status="2xx"}': 1049,
     'http_requests_total{route="none",status="4xx"}': 1050,
     'http_refused_total{reason="host"}': 1051,

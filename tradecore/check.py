@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from difflib import get_close_matches
@@ -24,7 +25,7 @@ from tradecore.errors import (
     TradecoreError,
 )
 from tradecore.settings import Settings
-from tradecore.values import spoken
+from tradecore.values import Secret, spoken
 from tradecore.venue_clock import RESOLUTION_S, Offset, Sample, offset_of
 
 if TYPE_CHECKING:
@@ -76,13 +77,25 @@ async def find(settings: Settings) -> AsyncIterator[Finding]:
     """Yield the findings, from the nearest (settings) to the farthest (the venue)."""
     text = f"symbols: {len(settings.symbols)}, streams of each: {', '.join(settings.streams)}"
     yield Finding("ok", "settings", text)
+    if (finding := _side_server(settings)) is not None:
+        yield finding
     for finding in _folder(settings):
         yield finding
     yield _ring(settings)
     async for finding in _database(settings):
         yield finding
+    if settings.redis_url is not None:
+        async for finding in _redis(settings.redis_url):
+            yield finding
     async for finding in _venue(settings):
         yield finding
+
+
+def _side_server(settings: Settings) -> Finding | None:
+    from tradecore.http.access import Policy
+
+    advice = Policy.of(settings).advice(settings.http_host)
+    return Finding("warn", "http", advice) if advice else None
 
 
 # -- the folder and the ring ----------------------------------------------------------------------
@@ -294,6 +307,41 @@ def _clock(whose: str, measured: Offset) -> Finding:
         mend = "run an NTP client, since received_at and latencies come from this clock"
         return Finding("warn", "clock", text, mend)
     return Finding("ok", "clock", text)
+
+
+# -- Redis ----------------------------------------------------------------------------------------
+
+
+async def _redis(url: Secret) -> AsyncIterator[Finding]:
+    """Do what the daemon does; nothing here keeps a capture from running, so nothing fails."""
+    from tradecore.redis import scripts
+    from tradecore.redis.address import parse
+    from tradecore.redis.wire import RedisError, Wire, command
+
+    address = parse(url.reveal())
+    try:
+        wire = await Wire.open(address)
+        try:
+            probe = f"{scripts.STATUS}check"
+            _, info, *_ = await wire.call(
+                [
+                    command("SET", probe, "1", "EX", 1),
+                    command("INFO", "server"),
+                    command("EVAL", scripts.PUT, 2, scripts.LAST, scripts.LAST),
+                    command("DEL", probe),
+                ]
+            )
+        finally:
+            wire.close()
+    except RedisError as error:
+        text = f"{address} takes no values: {error}"
+        yield Finding("warn", "redis", text, "capture runs without it")
+        return
+    version = re.search(r"redis_version:(\S+)", (info if isinstance(info, bytes) else b"").decode())
+    yield Finding("ok", "redis", f"{address} takes values ({version[1] if version else 'unknown'})")
+    if address.in_the_clear:
+        text = f"{address}: password and values travel in the clear"
+        yield Finding("warn", "redis", text, "use rediss:// or a unix socket")
 
 
 # -- the venue ------------------------------------------------------------------------------------

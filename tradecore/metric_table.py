@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from tradecore.http.health import assess
-from tradecore.snapshot import CONNECTION_STATES, Histogram, Snapshot
+from tradecore.snapshot import CONNECTION_STATES, Histogram, RedisUse, Snapshot
 
 Labelled = Iterable[tuple[tuple[str, ...], float]]
 
@@ -22,6 +22,11 @@ class Metric(NamedTuple):
 
 def _keyed(counts: Mapping[str, int]) -> Labelled:
     return [((key,), value) for key, value in counts.items()]
+
+
+def _of_redis(read: Callable[[RedisUse], float]) -> Callable[[Snapshot], Labelled]:
+    """Nothing is there without REDIS_URL."""
+    return lambda snapshot: [((), read(snapshot.redis))] if snapshot.redis else []
 
 
 def _connection_states(snapshot: Snapshot) -> Labelled:
@@ -620,6 +625,71 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             ("reason",),
             "Connections of clients of the live streams that ended.",
             lambda s: _keyed(s.fan_out.closed),
+        ),
+    ),
+    "Redis": (
+        Metric(
+            "tradecore_redis_up",
+            "gauge",
+            (),
+            "1 while Redis takes what is published, 0 while it does not; absent without REDIS_URL.",
+            _of_redis(lambda redis: float(redis.up)),
+        ),
+        Metric(
+            "tradecore_redis_age_seconds",
+            "gauge",
+            (),
+            "Time since Redis last answered; it is asked each two seconds at least.",
+            _of_redis(lambda redis: redis.age_s),
+        ),
+        Metric(
+            "tradecore_redis_batches_total",
+            "counter",
+            (),
+            "Batches of newest values that Redis has taken.",
+            _of_redis(lambda redis: redis.batches),
+        ),
+        Metric(
+            "tradecore_redis_values_total",
+            "counter",
+            (),
+            "Values in these batches that were newer than what Redis had.",
+            _of_redis(lambda redis: redis.values),
+        ),
+        Metric(
+            "tradecore_redis_conflated_total",
+            "counter",
+            (),
+            "Values that were not sent since a newer one of their stream came first.",
+            _of_redis(lambda redis: redis.conflated),
+        ),
+        Metric(
+            "tradecore_redis_trades_total",
+            "counter",
+            (),
+            "Trades in the stream of all trades (REDIS_TRADES).",
+            _of_redis(lambda redis: redis.trades),
+        ),
+        Metric(
+            "tradecore_redis_trades_dropped_total",
+            "counter",
+            (),
+            "Trades that this stream lacks, since Redis was slow or away; the tables have them.",
+            _of_redis(lambda redis: redis.trades_dropped),
+        ),
+        Metric(
+            "tradecore_redis_reconnects_total",
+            "counter",
+            (),
+            "Connections to Redis that were opened again.",
+            _of_redis(lambda redis: redis.reconnects),
+        ),
+        Metric(
+            "tradecore_redis_errors_total",
+            "counter",
+            ("reason",),
+            "Why Redis could not be used, each time.",
+            lambda s: _keyed(s.redis.errors) if s.redis else (),
         ),
     ),
     "The side server": (

@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tradecore import __version__, clock, log
 from tradecore.auditor import AuditStats
@@ -46,6 +47,9 @@ from tradecore.store.holes import HoleSummary
 from tradecore.store.store import Store
 from tradecore.venue_clock import ClockStats
 
+if TYPE_CHECKING:
+    from tradecore.redis.publisher import Publisher
+
 RATE_WINDOW_S = 5
 WATCH_INTERVAL_S = 1.0
 HOLES_INTERVAL_S = 5.0
@@ -74,6 +78,7 @@ class Parts:
     lifecycle: LifecycleStats
     http: HttpCounts
     clock: ClockStats
+    redis: "Publisher | None"
 
 
 class Observer:
@@ -249,6 +254,7 @@ class Observer:
             ),
             fan_out=parts.streams.use(),
             http=parts.http.use(),
+            redis=parts.redis.use() if parts.redis else None,
             clock=HostClock(offset_s=offset.offset_s, bound_s=offset.bound_s) if offset else None,
             log_records_dropped=log.records_dropped(),
             received_per_s=self._rate(1),

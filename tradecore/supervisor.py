@@ -15,7 +15,7 @@ import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tradecore import clock, terminal
 from tradecore import log as logs
@@ -55,6 +55,9 @@ from tradecore.store.store import Store
 from tradecore.venue_clock import VenueClock
 from tradecore.watchdog import Progress, Watchdog
 
+if TYPE_CHECKING:
+    from tradecore.redis.publisher import Publisher
+
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0
@@ -65,7 +68,7 @@ _NEW_PATIENCE_S = 20.0
 DRAIN_LIMIT_S = 20.0
 """How long a stop waits for the rows in the ring; the rest is stored by the next start."""
 
-_SHOWN_TO_THE_END = ("terminal line", "watchdog")
+_SHOWN_TO_THE_END = ("redis", "terminal line", "watchdog")
 
 _GRACE_S = 0.3
 _GRACE_OF_TWO_S = 2.0
@@ -197,6 +200,16 @@ class Supervisor:
             self._sharing = Sharing(
                 leases, settings.shards, self._roster.share, self._reaches_venue
             )
+        self._redis: Publisher | None = None
+        if settings.redis_url is not None:
+            from tradecore.redis.publisher import publisher_of
+
+            self._redis = publisher_of(
+                settings,
+                self._capture,
+                lambda: self._roster.symbols,
+                lambda: self._observer.snapshot(),
+            )
         self._observer = Observer(
             settings,
             Parts(
@@ -216,6 +229,7 @@ class Supervisor:
                 self._lifecycle.stats,
                 self._http_counts,
                 self._venue_clock.stats,
+                self._redis,
             ),
         )
 
@@ -267,6 +281,8 @@ class Supervisor:
         }
         if self._sharing is not None:
             helpers["sharing"] = self._sharing.run()
+        if self._redis is not None:
+            helpers["redis"] = self._redis.run()
         if logs.on_terminal():
             helpers["terminal line"] = terminal.show(self._observer.snapshot)
         if self._notifier.listens:
@@ -300,6 +316,8 @@ class Supervisor:
             if self._sharing is not None:
                 await self._hand_over(self._sharing)
             await self._drain(flush, feed)
+            if self._redis is not None:
+                await self._redis.close()
         finally:
             await _cancel(flush, feed, *others, self._opening)
 

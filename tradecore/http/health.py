@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
-from tradecore.snapshot import LIVE, ConnectionState, Lifecycle, Snapshot
+from tradecore.snapshot import LIVE, ConnectionState, Lifecycle, RedisUse, Snapshot
 
 DATABASE_AWAY_LIMIT_S = 30.0
 """How long the database may be away before the daemon is no longer ready."""
@@ -19,10 +19,13 @@ DATABASE_AWAY_LIMIT_S = 30.0
 RETENTION_WAIT_LIMIT_S = 86_400.0
 """How long the horizon may wait for candles before somebody should know: disk fills meanwhile."""
 
+REDIS_AWAY_LIMIT_S = 5.0
+"""How long a start or a restart of Redis may take before it is told."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["ok", "degraded", "failed"]
-Part = Literal["database", "feed", "ring"]
+Part = Literal["database", "feed", "ring", "redis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,12 @@ class Health:
 
 def assess(snapshot: Snapshot) -> Health:
     """Name everything that is wrong with the running capture; pure."""
-    reasons = [*_database_reasons(snapshot), *_feed_reasons(snapshot), *_ring_reasons(snapshot)]
+    reasons = [
+        *_database_reasons(snapshot),
+        *_feed_reasons(snapshot),
+        *_ring_reasons(snapshot),
+        *_redis_reasons(snapshot.redis),
+    ]
     return Health(tuple(reasons))
 
 
@@ -120,6 +128,13 @@ def _ring_reasons(snapshot: Snapshot) -> list[Reason]:
     return [Reason("ring_above_high_water", "ring", True, text)]
 
 
+def _redis_reasons(redis: RedisUse | None) -> list[Reason]:
+    if redis is None or redis.away_s is None or redis.away_s < REDIS_AWAY_LIMIT_S:
+        return []
+    text = f"Redis has taken no values for {redis.away_s:.0f} s: {redis.last_error or 'no answer'}."
+    return [Reason("redis_away", "redis", False, text)]
+
+
 def overall_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
     """Return the body of /health."""
     counters = snapshot.counters
@@ -131,6 +146,7 @@ def overall_json(snapshot: Snapshot, health: Health) -> dict[str, Any]:
         "feed": _feed(snapshot),
         "ring": _ring(snapshot),
         "database": asdict(snapshot.database),
+        "redis": asdict(snapshot.redis) if snapshot.redis else None,
         "counts": {
             "frames_received": counters.frames_received,
             "frames_refused": sum(counters.frames_refused.values()),

@@ -9,7 +9,7 @@ What Redis misses meanwhile is missing there and nowhere else: it is a view, not
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil
 
 import orjson
@@ -18,11 +18,14 @@ from tradecore import clock
 from tradecore._latest import Latest
 from tradecore.backoff import Backoff
 from tradecore.capture import Capture
+from tradecore.http.health import assess
 from tradecore.log import once_per
-from tradecore.redis.address import Address
+from tradecore.redis.address import Address, parse
 from tradecore.redis.scripts import LAST, PUT, STATUS, SWEEP, TRADES
 from tradecore.redis.wire import REASONS, RedisError, Wire, bulk, command
-from tradecore.snapshot import RedisUse
+from tradecore.settings import Settings
+from tradecore.sharing import node_of
+from tradecore.snapshot import RedisUse, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -52,26 +55,27 @@ class Publisher:
         self,
         address: Address,
         capture: Capture,
-        captured: Callable[[], Iterable[str]],
+        captured: Callable[[], Sequence[str]],
+        snapshot: Callable[[], Snapshot],
         node: str,
-        status: Callable[[], Mapping[str, object]],
         *,
         trades_kept: int = 0,
     ) -> None:
-        """`captured()` are the symbols of now, `status()` is what readers are told of us under the
-        name `node`. `trades_kept`: entries of the stream of all trades; 0 = none.
+        """`captured()` are the symbols of now; of `snapshot()` readers are told under the name
+        `node`. `trades_kept`: entries of the stream of all trades; 0 = none.
         """
         self._address = address
         self._capture = capture
         self._captured = captured
-        self._status = status
-        self._status_key = STATUS + node
+        self._snapshot = snapshot
+        self._node = node
         self._trades_kept = trades_kept
         self._latest = Latest(capture, TRADES_MAX_BYTES if trades_kept else 0)
         channel = LAST + (f"@{address.database}" if address.database else "")
         self._put_head = b"".join(map(bulk, (b"EVAL", PUT.encode(), b"2", LAST.encode())))
         self._put_head += bulk(channel.encode())
         self._stop = asyncio.Event()
+        self._ended = asyncio.Event()
         self._up = False
         self._opened = 0
         self._batches = 0
@@ -115,12 +119,15 @@ class Publisher:
                     backoff.reset()
         finally:
             self._latest.close()
+            self._ended.set()
 
-    async def close(self, task: "asyncio.Task[None]") -> None:
-        """Let `task`, which runs us, send what is news; end it within LAST_BATCH_LIMIT_S."""
+    async def close(self) -> None:
+        """Let `run` send what is news and end; return after LAST_BATCH_LIMIT_S at the latest."""
         self._stop.set()
-        done, _ = await asyncio.wait({task}, timeout=LAST_BATCH_LIMIT_S)
-        if not done:
+        try:
+            async with asyncio.timeout(LAST_BATCH_LIMIT_S):
+                await self._ended.wait()
+        except TimeoutError:
             log.warning("Redis did not take the last values in time")
 
     async def _wait(self, delay_s: float) -> None:
@@ -143,7 +150,7 @@ class Publisher:
                 stopping = self._stop.is_set()
                 await self._publish(wire, begin_s)
                 if stopping:
-                    await wire.call([command("DEL", self._status_key)])
+                    await wire.call([command("DEL", STATUS + self._node)])
                     return
                 await self._wait(begin_s + INTERVAL_S - clock.mono_ns() / 1e9)
         finally:
@@ -174,11 +181,27 @@ class Publisher:
     def _due(self, now_s: float) -> Iterable[bytes]:
         if now_s >= self._status_due_s:
             self._status_due_s = now_s + STATUS_INTERVAL_S
-            status = orjson.dumps({**self._status(), "time_us": clock.wall_ns() // 1000})
-            yield command("SET", self._status_key, status, "EX", STATUS_EXPIRE_S)
+            status = orjson.dumps(self._status())
+            yield command("SET", STATUS + self._node, status, "EX", STATUS_EXPIRE_S)
         if now_s >= self._sweep_due_s:
             self._sweep_due_s = now_s + SWEEP_INTERVAL_S
             yield command("EVAL", SWEEP, 1, LAST, clock.wall_ns() // 1000)
+
+    def _status(self) -> dict[str, object]:
+        """Return what readers are told: whether to believe that what they find is new."""
+        snapshot = self._snapshot()
+        health = assess(snapshot)
+        return {
+            "node": self._node,
+            "version": snapshot.version,
+            "time_us": clock.wall_ns() // 1000,
+            "started_us": int(snapshot.started_s * 1e6),
+            "ready": health.ready,
+            "status": health.status,
+            "symbols": len(self._captured()),
+            "streams_live": snapshot.live_streams,
+            "trades_received_per_s": round(snapshot.received_per_s, 1),
+        }
 
     def _ids(self) -> Iterable[int]:
         ids = (self._capture.symbols.get(symbol) for symbol in self._captured())
@@ -198,3 +221,21 @@ class Publisher:
             "Redis takes no values; capture goes on without it",
             extra={"redis": str(self._address), "reason": error.reason, "error": str(error)},
         )
+
+
+def publisher_of(
+    settings: Settings,
+    capture: Capture,
+    captured: Callable[[], Sequence[str]],
+    snapshot: Callable[[], Snapshot],
+) -> Publisher:
+    """Return what REDIS_URL and REDIS_TRADES ask for; REDIS_URL is set."""
+    assert settings.redis_url is not None
+    return Publisher(
+        parse(settings.redis_url.reveal()),
+        capture,
+        captured,
+        snapshot,
+        node_of(settings),
+        trades_kept=settings.redis_trades,
+    )

@@ -130,6 +130,8 @@ class Wire:
         kind, text = line[:1], line[1:-2]
         if not line.endswith(b"\n") and kind in b"+-:$":  # or nothing at all
             raise RedisError("closed", "the connection was closed")
+        if not line.endswith(b"\r\n"):
+            raise _no_redis(line)
         if kind == b"+":
             return text
         if kind == b"-":
