@@ -12,6 +12,7 @@ const DRAW_MS = 250;
 const REFRESH_MS = 3000;
 // Late trades change candles of the past.
 const RELOAD_MS = 60_000;
+const FIELDS = ["open", "high", "low", "close", "volume"];
 const TAKER = { true: "sell", false: "buy" };
 
 /** A symbol as it is in stream names: only ASCII letters change. */
@@ -41,6 +42,7 @@ export class Market {
   #candles;
   #volumes;
   #last = null;
+  #closeId = -1;
   #traded = false;
   #trades = [];
   #dirty = false;
@@ -60,7 +62,7 @@ export class Market {
       // The logo needs a <style> of its own, which our policy forbids; the link is in the foot.
       layout: { attributionLogo: false, fontFamily: color("--font"), fontSize: 12 },
       timeScale: { timeVisible: true, secondsVisible: false, rightOffset: 4 },
-      rightPriceScale: { scaleMargins: { top: 0.06, bottom: 0.22 } },
+      rightPriceScale: { scaleMargins: { top: 0.06, bottom: 0.22 }, entireTextOnly: true },
     });
     this.#candles = this.#chart.addSeries(CandlestickSeries, { priceLineVisible: false });
     this.#volumes = this.#chart.addSeries(HistogramSeries, {
@@ -70,6 +72,7 @@ export class Market {
       priceLineVisible: false,
     });
     this.#chart.priceScale("volume").applyOptions({ scaleMargins: { top: 0.84, bottom: 0 } });
+    byId("legend").append(...FIELDS.map(() => make("span")));
     for (const interval of Object.keys(INTERVALS_S)) byId("intervals").append(this.#button(interval));
     for (let index = 0; index < TRADES; index += 1) this.#rows.push(this.#row());
     matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => this.#paint());
@@ -86,6 +89,7 @@ export class Market {
     if (symbol === this.symbol && interval === this.interval) return;
     if (symbol !== this.symbol) {
       this.#trades = [];
+      this.#closeId = -1;
       setText(byId("price"), "–");
     }
     this.symbol = symbol;
@@ -131,11 +135,15 @@ export class Market {
     else if (event.e === "kline" && this.interval === "1m") this.#takeKline(event.k);
   }
 
-  #takeTrade({ p: price, q: quantity, T: timeMs, m: isSell }) {
-    this.#trades.push({ price, quantity, timeMs, isSell });
+  #takeTrade({ t: id, p: price, q: quantity, T: timeMs, m: isSell }) {
+    const trade = { id, price, quantity, timeMs, isSell };
+    this.#trades.push(trade);
     if (this.#trades.length > 4 * TRADES) this.#trades = this.#trades.slice(-TRADES);
     this.#dirty = true;
-    if (this.#last === null) return; // the history comes first
+    if (this.#last !== null) this.#extend(trade); // else the history comes first
+  }
+
+  #extend({ id, price, timeMs }) {
     const stepS = INTERVALS_S[this.interval];
     const timeS = Math.floor(timeMs / 1000 / stepS) * stepS;
     if (timeS > this.#last.time) this.#last = candle(timeS, price, price, price, price, "0");
@@ -144,7 +152,8 @@ export class Market {
     this.#traded = true;
     this.#widen(last, "high", price, +price > last.high);
     this.#widen(last, "low", price, +price < last.low);
-    this.#widen(last, "close", price, true);
+    this.#widen(last, "close", price, id > this.#closeId);
+    this.#closeId = Math.max(id, this.#closeId);
   }
 
   #widen(last, field, digits, isFurther) {
@@ -213,7 +222,11 @@ export class Market {
       [this.#last, candles[candles.length - 1]] = [before, candles.at(-1)];
       this.#merge(candles.at(-1));
       if (before.time === candles.at(-1).time) candles[candles.length - 1] = this.#last;
-    } else this.#traded = false;
+    } else {
+      this.#traded = false;
+      this.#closeId = -1;
+      for (const trade of this.#trades) this.#extend(trade);
+    }
     this.#candles.setData(candles);
     this.#volumes.setData(candles.map((one) => this.#volume(one)));
     if (isFirst) this.#chart.timeScale().resetTimeScale();
@@ -239,9 +252,11 @@ export class Market {
     if (this.#last !== null) {
       this.#candles.update({ ...this.#last });
       this.#volumes.update(this.#volume(this.#last));
-      const { open, high, low, close, volume } = this.#last.digits;
-      setText(byId("legend"), `O ${open}  H ${high}  L ${low}  C ${close}  V ${volume}`);
-    } else setText(byId("legend"), "");
+    }
+    for (const [index, field] of FIELDS.entries()) {
+      const digits = this.#last?.digits[field];
+      setText(byId("legend").children[index], digits ? `${field} ${digits}` : "");
+    }
     const newest = this.#trades.slice(-TRADES).reverse();
     const last = newest[0]?.price ?? this.#last?.digits.close;
     if (last !== undefined) setText(byId("price"), last);

@@ -150,7 +150,7 @@ function showFigures() {
   setText(byId("ring"), `${(100 * ring.fill_ratio).toFixed(1)} %`);
   byId("ring-meter").value = ring.fill_ratio;
   setText(byId("ring-note"), ring.absorbable_s === null ? "nothing comes in" : `room for ${duration(ring.absorbable_s)}`);
-  setText(byId("database"), database.reachable ? "here" : `away ${duration(database.away_s)}`);
+  setText(byId("database"), database.reachable ? "connected" : `away ${duration(database.away_s)}`);
   byId("database").className = database.reachable ? "" : "bad";
   setText(byId("database-note"), [database.server_version && `PostgreSQL ${database.server_version}`, database.level].filter(Boolean).join(", "));
   showHoles(completeness);

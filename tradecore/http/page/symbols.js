@@ -161,7 +161,7 @@ export class SymbolTable {
 
   #label(found) {
     const last = this.#first + this.#shown.length;
-    const place = found > ROWS ? `${this.#first + 1}–${last} of ` : "";
+    const place = found > ROWS ? `${this.#first + 1} to ${last} of ` : "";
     const all = found < this.#all.length ? ` of ${count(this.#all.length)}` : "";
     setText(byId("count"), place + count(found) + all);
     byId("pager").hidden = found <= ROWS;
