@@ -5,6 +5,7 @@
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
+# make pythons  build, install and test the wheel on each other Python from 3.11 on, of pyenv or the PATH
 # make lint   ruff, mypy, cython-lint and bandit, without the tests
 #
 # TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
@@ -16,7 +17,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels clients demo bench torture lint venv clean
+.PHONY: run test levels clients demo bench torture pythons lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -43,6 +44,9 @@ bench: venv
 torture: venv
 	$(PY) -m tests.torture --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) \
 		$(if $(FAULTS),--faults $(FAULTS))
+
+pythons: venv
+	$(PY) -m tests.pythons
 
 lint: venv
 	$(PY) -m ruff check
