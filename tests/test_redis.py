@@ -167,7 +167,7 @@ async def test_a_status_tells_who_writes_and_ends_with_them(desk: Desk, redis: R
         status = json.loads(await redis.cli("GET", "tradecore:status:here"))
         assert status["node"] == "here" and status["ready"] is True and status["symbols"] == 2
         assert abs(status["time_us"] - now_us()) < 5_000_000
-        assert 0 < int(await redis.cli("TTL", "tradecore:status:here")) <= 10
+        assert 0 < int(await redis.cli("TTL", "tradecore:status:here")) <= 5
     assert await redis.cli("EXISTS", "tradecore:status:here") == "0"
 
 

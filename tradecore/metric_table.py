@@ -639,7 +639,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "tradecore_redis_age_seconds",
             "gauge",
             (),
-            "Time since Redis last answered; it is asked each two seconds at least.",
+            "Time since Redis last answered; it is asked each second at least.",
             _of_redis(lambda redis: redis.age_s),
         ),
         Metric(

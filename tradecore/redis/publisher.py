@@ -30,8 +30,8 @@ from tradecore.snapshot import RedisUse, Snapshot
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.1
-STATUS_INTERVAL_S = 2.0
-STATUS_EXPIRE_S = 10
+STATUS_INTERVAL_S = 1.0
+STATUS_EXPIRE_S = 5
 SWEEP_INTERVAL_S = 60.0
 
 BATCH_VALUES = 512
@@ -45,7 +45,7 @@ LAST_BATCH_LIMIT_S = 0.5
 """How long a stop waits for the last batch."""
 
 _RETRY_BASE_S = 0.2
-_RETRY_CAP_S = 10.0
+_RETRY_CAP_S = 5.0
 
 
 class Publisher:
@@ -115,7 +115,7 @@ class Publisher:
                     await self._connect_and_publish()
                 except RedisError as error:
                     self._failed(error)
-                if clock.mono_ns() / 1e9 - begin_s > 2 * _RETRY_CAP_S:
+                if clock.mono_ns() / 1e9 - begin_s > _RETRY_CAP_S:
                     backoff.reset()
         finally:
             self._latest.close()
