@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import aiohttp
 from aiohttp import web
@@ -12,6 +13,7 @@ from tradecore.http.server import SideServer
 
 PATHS = ("/api", "/health", "/health/db", "/health/binance", "/ready", "/live", "/metrics")
 
+HOST = "Host: localhost"
 LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 API = b"GET /api/v3/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -78,3 +80,18 @@ class Failing(SideServer):
 
     async def _live(self, _request):
         return web.Response(body=b"x" * (64 << 20))
+
+
+def refusal_in(answer: bytes) -> tuple[int, list[str], str]:
+    """Return status, the headers that not every answer has, and the text of the error."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    found = dict(line.split(": ", 1) for line in lines)
+    assert_secure(found)
+    assert found["Content-Type"].startswith("application/json")
+    assert int(found["Content-Length"]) == len(body)
+    known = {*security.HEADERS, "Content-Type", "Content-Length", "Date"}
+    more = [line for line in lines if line.split(": ")[0] not in known]
+    error = json.loads(body)
+    assert set(error) in ({"error", "text"}, {"code", "msg"})
+    return int(status.split()[1]), more, error.get("text") or error.get("msg")

@@ -118,6 +118,20 @@ def test_wrong_settings_are_told_like_the_rest(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "fail  settings  A is wrong\nfail  settings  B is wrong\n"
 
 
+async def test_who_may_ask_the_side_server(settings: Settings) -> None:
+    token = Secret("x" * 20)
+    for changes, words in (
+        ({}, "HTTP_TOKEN is not set: only probes and /metrics are served; set HTTP_TOKEN, or"),
+        ({"http_auth": "off"}, "serves everything to everyone who reaches it (HTTP_AUTH=off)"),
+        ({"http_token": token}, None),
+        ({"http_host": "127.0.0.9"}, None),
+    ):
+        found = await findings(replace(settings, **{"http_host": "0.0.0.0", **changes}))
+        assert [(one.grade, words in one.text) for one in about(found, "http")] == (
+            [("warn", True)] if words else []
+        )
+
+
 # -- folder, disk, ring ---------------------------------------------------------------------------
 
 

@@ -1,33 +1,183 @@
+"""What every answer carries, and every refusal: a list to read."""
+
 import json
 import logging
-import socket
+import re
+from collections import Counter
 
 import pytest
-from http_desk import PATHS, Failing, assert_secure, fetch, raw, serving
+from http_desk import HOST, PATHS, Failing, assert_secure, fetch, raw, refusal_in, serving
 
-from tradecore.http.access import Policy
+from tradecore.http.counts import HttpCounts
 from tradecore.http.peers import RateLimiter
+
+# --- what every answer carries ---------------------------------------------------------------
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Origin-Agent-Cluster": "?1",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-DNS-Prefetch-Control": "off",
+    "X-Permitted-Cross-Domain-Policies": "none",
+    "X-XSS-Protection": "0",
+    "Cache-Control": "no-store",
+}
+"""Strict-Transport-Security is for whoever puts TLS before it; Server is sent by nobody."""
+
+OWN_POLICY = ("/", "/page/page.js")
+"""The page has a Content-Security-Policy of its own, and may be cached."""
+
+
+@pytest.mark.parametrize("path", [*PATHS, *OWN_POLICY, "/no", "/api/v3/no"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_every_answer_has_these_headers(path, method):
+    async with serving() as server:
+        response, _ = await fetch(server, path, method)
+    is_page = path in OWN_POLICY and method != "POST"
+    for name, value in HEADERS.items():
+        if is_page and name in ("Content-Security-Policy", "Cache-Control"):
+            assert response.headers[name]
+        else:
+            assert response.headers.getall(name) == [value]
+    others = {name.title() for name in response.headers} - {name.title() for name in HEADERS}
+    usual = {"Content-Type", "Content-Length", "Date", "Vary", "Etag", "Content-Encoding"}
+    assert others <= (usual if method != "POST" else {*usual, "Allow", "Connection"})
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+NO_HTTP = "Bad request syntax or unsupported method"
+WRONG_HOST = "This Host name is not in HTTP_HOSTS; use localhost."
+ONLY_GET = "Only GET and HEAD are served."
+NO_BODY = "A request carries no body here."
+NOTHING = "Nothing matches the given URI"
+ALLOW = ["Allow: GET, HEAD"]
+
+REFUSED = [
+    # what comes                                           status  text  more headers  counted as
+    # Host: DNS rebinding needs a name.
+    (["GET /live HTTP/1.1"], 400, NO_HTTP, [], "malformed"),
+    (["GET /live HTTP/1.1", HOST, HOST], 400, NO_HTTP, [], "malformed"),
+    (["GET /live HTTP/1.1", "Host: evil.example"], 421, WRONG_HOST, [], "host"),
+    (["GET /live HTTP/1.0", "Host: evil.example"], 421, WRONG_HOST, [], "host"),
+    (["GET http://evil.example/live HTTP/1.1", HOST], 421, WRONG_HOST, [], "host"),
+    (["GET http://localhost/live HTTP/1.1", "Host: evil.example"], 421, WRONG_HOST, [], "host"),
+    (["GET /live HTTP/1.1", "Host : localhost"], 400, NO_HTTP, [], "malformed"),
+    # Methods.
+    (["POST /live HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["PUT /metrics HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["DELETE /api/v3/klines HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["PATCH / HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["TRACE /live HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["OPTIONS * HTTP/1.1", HOST], 405, ONLY_GET, ALLOW, "method"),
+    (["CONNECT localhost:443 HTTP/1.1", HOST + ":443"], 405, ONLY_GET, ALLOW, "method"),
+    (["CONNECT evil.example:443 HTTP/1.1", HOST], 421, WRONG_HOST, [], "host"),
+    (["BREW /live HTTP/1.1", HOST], 400, NO_HTTP, [], "malformed"),
+    (["get /live HTTP/1.1", HOST], 400, NO_HTTP, [], "malformed"),
+    # Bodies, and requests that two readers would take apart at different places.
+    (["GET /live HTTP/1.1", HOST, "Content-Length: 9999999999"], 413, NO_BODY, [], "body"),
+    (["GET /live HTTP/1.1", HOST, "Transfer-Encoding: chunked"], 413, NO_BODY, [], "body"),
+    (["POST /x HTTP/1.1", HOST, "Expect: 100-continue"], 405, ONLY_GET, ALLOW, "method"),
+    (["GET /live HTTP/1.1", HOST, "Content-Length: -5"], 400, NO_HTTP, [], "malformed"),
+    (
+        ["GET /live HTTP/1.1", HOST, "Content-Length: 1", "Content-Length: 2"],
+        *(400, NO_HTTP, [], "malformed"),
+    ),
+    (
+        ["GET /live HTTP/1.1", HOST, "Content-Length: 4", "Transfer-Encoding: chunked"],
+        *(400, NO_HTTP, [], "malformed"),
+    ),
+    (
+        ["GET /live HTTP/1.1", HOST, "Transfer-Encoding: chunked, identity"],
+        *(400, NO_HTTP, [], "malformed"),
+    ),
+    (["GET /live HTTP/1.1", HOST, "X: folded", " line"], 400, NO_HTTP, [], "malformed"),
+    (["GET /live HTTP/1.1", HOST, "X: a\0b"], 400, NO_HTTP, [], "malformed"),
+    # Sizes.
+    (["GET /?" + "a=b&" * 2500 + " HTTP/1.1", HOST], 400, NO_HTTP, [], "malformed"),
+    (["GET / HTTP/1.1", HOST, "X: " + "x" * 20_000], 400, NO_HTTP, [], "malformed"),
+    (["GET / HTTP/1.1", HOST, *["X: y"] * 200], 400, NO_HTTP, [], "malformed"),
+    # Other protocols.
+    (["GET / HTTP/9.9", HOST], 400, NO_HTTP, [], "malformed"),
+    (["PRI * HTTP/2.0", "", "SM"], 400, NO_HTTP, [], "malformed"),
+    (["\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 4], 400, NO_HTTP, [], "malformed"),
+    (["SSH-2.0-OpenSSH_9.2"], 400, NO_HTTP, [], "malformed"),
+    # Paths.
+    (["GET /../../etc/passwd HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /page/..%2f..%2fserver.py HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /page/../server.py HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /live%00 HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /%zz%ff HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET //live HTTP/1.1", HOST], 404, NOTHING, [], None),
+    (["GET /li\0ve HTTP/1.1", HOST], 400, NO_HTTP, [], "malformed"),
+]
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "status"),
-    [*((path, "GET", 200) for path in PATHS), ("/no", "GET", 404), ("/live", "POST", 405)],
+    ("lines", "status", "text", "more", "reason"), REFUSED, ids=[row[0][0][:40] for row in REFUSED]
 )
-async def test_every_answer_is_secure(path, method, status):
-    async with serving() as server:
-        response, body = await fetch(server, path, method)
-    assert response.status == status
-    assert_secure(response.headers)
-    if status >= 400:
-        assert set(json.loads(body)) == {"error", "text"}
+async def test_what_is_refused(lines, status, text, more, reason, caplog):
+    if status == 404:
+        lines = [*lines, "Connection: close"]
+    counts = HttpCounts()
+    async with serving(counts=counts) as server:
+        answer = refusal_in(await raw(server, "\r\n".join([*lines, "", ""]).encode("latin-1")))
+    assert answer[0] == status
+    assert answer[2] == text
+    closes = [] if "HTTP/1.1" not in lines[0] and reason != "malformed" else ["Connection: close"]
+    assert sorted(answer[1]) == sorted([*more, *closes])
+    assert Counter(counts.use().refused) == Counter({reason: 1} if reason else {})
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-async def test_other_methods_are_405(method):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["GET /live HTTP/1.0"],
+        ["GET http://localhost:3000/live HTTP/1.1", HOST],
+        ["GET http://[::1]:3000/live HTTP/1.1", HOST],
+        ["GET /%6cive HTTP/1.1", HOST],
+        ["GET /live?" + "a=b&" * 1500 + " HTTP/1.1", HOST],
+        ["GET /live HTTP/1.1", HOST, "Range: bytes=0-1"],
+        ["GET /live HTTP/1.1", HOST, "Expect: 100-continue"],
+        ["GET /live HTTP/1.1", HOST, "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"],
+        ["GET /live HTTP/1.1", HOST, "Content-Length: 0"],
+        ["GET /live HTTP/1.1", HOST, "Authorization: Basic nonsense", "Cookie: a=b"],
+    ],
+    ids=lambda lines: lines[-1][:30],
+)
+async def test_what_is_odd_and_served(lines):
     async with serving() as server:
-        response, _ = await fetch(server, "/health", method)
-    assert response.status == 405
-    assert response.headers["Allow"] == "GET, HEAD"
+        request = "\r\n".join([*lines, "Connection: close", "", ""]).encode()
+        answer = await raw(server, request)
+    assert answer.split(b" ")[1] == b"200"
+    assert answer.endswith(b'\r\n\r\n{"live":true}\n')
+
+
+async def test_a_request_of_the_last_century_is_refused():
+    async with serving() as server:
+        answer = await raw(server, b"GET /live\r\n\r\n")
+    assert refusal_in(answer) == (400, [], NO_HTTP)
+
+
+async def test_pipelined_requests_are_answered_in_order_until_one_is_refused():
+    get = f"GET {{}} HTTP/1.1\r\n{HOST}\r\n\r\n"
+    requests = get.format("/live") * 50 + get.format("/no") + f"POST /a HTTP/1.1\r\n{HOST}\r\n\r\n"
+    async with serving() as server:
+        answer = await raw(server, (requests + get.format("/live") * 5).encode())
+    found = [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3})", answer)]
+    assert found == [200] * 50 + [404, 405]
+
+
+# --- failures --------------------------------------------------------------------------------
 
 
 async def test_a_bug_is_a_500_without_internals(caplog):
@@ -45,88 +195,7 @@ async def test_a_bug_is_a_500_without_internals(caplog):
     assert after.status == 200
 
 
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 4 + b"\r\n\r\n",
-        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"BREW /live HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    ],
-    ids=["tls", "line", "header", "headers", "length", "version", "method"],
-)
-async def test_what_is_no_request_is_a_400(request_bytes, caplog):
-    async with serving() as server:
-        head, _, body = (await raw(server, request_bytes)).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    lines = head.decode().split("\r\n")[1:]
-    assert_secure(dict(line.split(": ", 1) for line in lines))
-    assert set(json.loads(body)) == {"error", "text"}
-    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
-
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        b"GET /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n"
-        + b"x" * 9999,
-        b"GET /live HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
-    ],
-    ids=["length", "chunked"],
-)
-async def test_a_body_is_a_413(request_bytes):
-    async with serving() as server:
-        answer = await raw(server, request_bytes)
-    assert answer.startswith(b"HTTP/1.1 413 ")
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200),
-        ("LOCALHOST:3000", 200),
-        ("127.0.0.1:1", 200),
-        ("[::1]:3000", 200),
-        ("localhost.", 200),
-        ("localhost.:3000", 200),
-        ("localhost..", 421),
-        (".", 421),
-        ("evil.example.", 421),
-        ("evil.example", 421),
-        ("evil.example:3000", 421),
-        ("127.0.0.1.evil.example", 421),
-        ("[::1].evil.example", 421),
-        ("", 421),
-    ],
-)
-async def test_only_local_names_on_a_loopback_bind(host, status):
-    async with serving() as server:
-        response, _ = await fetch(server, "/live", headers={"Host": host})
-    assert response.status == status
-    assert_secure(response.headers)
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("192.0.2.7:3000", 200),
-        ("[2001:db8::7]:3000", 200),
-        ("localhost", 200),
-        (socket.gethostname().upper(), 200),
-        ("Capture.example.:80", 200),
-        ("other.example", 421),
-        ("2130706433", 421),
-        ("192.0.2.7.other.example", 421),
-    ],
-)
-async def test_addresses_and_listed_names_on_an_open_bind(host, status):
-    policy = Policy(hosts=("capture.example",))
-    async with serving(host="0.0.0.0", policy=policy) as server:
-        response, _ = await fetch(server, "/live", headers={"Host": host})
-    assert response.status == status
+# --- rate limit -----------------------------------------------------------------------------
 
 
 def test_bucket_fills_with_time():

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from hmac import compare_digest
 from typing import NamedTuple
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
 
 from tradecore.http.peers import RateLimiter, peer_of
 from tradecore.log import once_per
@@ -62,14 +62,9 @@ class Policy:
         )
 
     def advice(self, bind_host: str) -> str:
-        """Return what an operator has to know of this address; "" when nothing."""
-        if is_loopback(bind_host):
+        """Return what is wrong with serving at this address, and how to mend it; "" if nothing."""
+        if is_loopback(bind_host) or self.token is not None:
             return ""
-        if self.token is not None:
-            return (
-                f"HTTP_HOST {bind_host} is reached from outside, and the token travels as it is:"
-                " outside of a private network, put a proxy with TLS before it"
-            )
         if self.is_token_asked:
             return (
                 f"HTTP_HOST {bind_host} is reached from outside and HTTP_TOKEN is not set: only"
@@ -103,13 +98,15 @@ class HostNames:
         self._names = {"localhost", bind_host.lower(), *addresses, *own, *more}
 
     def refuse(self, request: web.Request) -> Refusal | None:
-        """Refuse a request that names another host, none, or two of them."""
-        given = request.headers.getall(hdrs.HOST, [])
-        if len(given) > 1 or (not given and request.version >= (1, 1)):
-            return Refusal("host", 400, "A request has one Host.")
-        # A target with a host of its own overrides the header. Without a header aiohttp would
-        # ask a name server who we are.
-        if all(self._knows(host) for host in {*given, *([request.host] if given else [])}):
+        """Refuse a request that names another host; that there is one name, aiohttp sees to."""
+        if request.version < HttpVersion10:
+            return Refusal("malformed", 400)
+        given = request.headers.get(hdrs.HOST)
+        if given is None:
+            return None
+        # A target with a host of its own overrides the header. (Without a header aiohttp would
+        # ask a name server who we are.)
+        if self._knows(given) and self._knows(request.host):
             return None
         use = "use localhost" if self._is_local else "use the address"
         return Refusal("host", 421, f"This Host name is not in HTTP_HOSTS; {use}.")

@@ -220,7 +220,8 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
 def _route_of(request: web.Request) -> str:
     """Return which of the server's routes a request takes, however it is written."""
     resource = request.match_info.route.resource
-    return "none" if resource is None else resource.canonical.partition("/{")[0]
+    known = "" if resource is None else resource.canonical.partition("/{")[0]
+    return known or "none"
 
 
 def _is_stream(request: web.Request) -> bool:

@@ -102,12 +102,15 @@ class SideServer:
         guard = security.Guard(self._host, self._policy, self._counts)
         app = web.Application(middlewares=[guard.middleware], client_max_size=0)
         app.on_response_prepare.append(security.set_headers)
-        app.add_routes([web.get(route.path, route.answer) for route in self.routes])
-        app.add_routes([web.get("/page/{name}", self._page.accept)])
+        routes = [(route.path, route.answer) for route in self.routes]
+        routes += [("/page/{name}", self._page.accept)]
         if self._streams is not None:
-            app.add_routes([web.get("/ws/{streams:.*}", self._streams.accept)])
+            routes += [("/ws/{streams:.*}", self._streams.accept)]
         if self._api is not None:
-            app.add_routes([web.get("/api/{path:.*}", self._api.accept)])
+            routes += [("/api/{path:.*}", self._api.accept)]
+        for path, answer in routes:
+            app.router.add_get(path, answer, expect_handler=_expect)
+        app.router.add_route("*", "/{path:.*}", _nothing, expect_handler=_expect)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_LIMIT_S)
         await self._runner.setup()
         manager = self._runner.server
@@ -186,6 +189,14 @@ class SideServer:
         """Return what the client may see of the snapshot."""
         snapshot = self._fresh()
         return snapshot if sees_inside(request) else snapshot.without_errors()
+
+
+async def _nothing(_request: web.Request) -> web.Response:
+    raise web.HTTPNotFound
+
+
+async def _expect(_request: web.Request) -> None:
+    """Promise nothing to those who ask before they send a body: they get their refusal instead."""
 
 
 def _bind_problem(host: str, port: int, error: Exception) -> str:
