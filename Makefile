@@ -2,6 +2,7 @@
 # make test   build everything and run all tests
 # make levels get the databases that make test does not bring along (TimescaleDB), if this machine can
 # make clients get the clients of the venue that tests use, in an environment of their own
+# make install [DESTDIR=] [PYTHON=] [WHEEL=]   install it on this host as a systemd service
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
@@ -17,7 +18,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels clients demo bench torture pythons lint venv clean
+.PHONY: run test levels clients install demo bench torture pythons lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -34,12 +35,16 @@ $(VENV)/clients/.installed: pyproject.toml tools/clients.sh | venv
 
 levels: venv
 	@$(PY) -m tests.levels
+	@$(PY) -m tests.machine
 
 demo: venv
 	$(PY) bench/demo.py
 
 bench: venv
 	$(PY) bench/run.py
+
+install:
+	@DESTDIR="$(DESTDIR)" PYTHON="$(PYTHON)" WHEEL="$(WHEEL)" sh deploy/systemd/install.sh
 
 torture: venv
 	$(PY) -m tests.torture --rounds $(or $(ROUNDS),100) $(if $(SEED),--seed $(SEED)) \
