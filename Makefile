@@ -1,12 +1,14 @@
 # make run    build everything and start the daemon (its own PostgreSQL in ./data)
 # make test   build everything and run all tests
 # make levels get the databases that make test does not bring along (TimescaleDB), if this machine can
+# make image  build the container's image as tests run it, if this machine can
 # make clients get the clients of the venue that tests use, in an environment of their own
 # make install [DESTDIR=] [PYTHON=] [WHEEL=]   install it on this host as a systemd service
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make pythons  build, install and test the wheel on each other Python from 3.11 on, of pyenv or the PATH
+# make requirements   pin what the image installs to what is newest now, with hashes
 # make lint   ruff, mypy, cython-lint and bandit, without the tests
 #
 # TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
@@ -18,13 +20,13 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels clients install demo bench torture pythons lint venv clean
+.PHONY: run test levels image clients install demo bench torture pythons requirements lint venv clean
 .NOTPARALLEL:
 
 run: venv
 	@exec $(VENV)/bin/tradecore run
 
-test: venv levels clients
+test: venv levels clients image
 	$(PY) -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 # What this machine cannot have is said here, and skipped by the tests.
@@ -36,6 +38,9 @@ $(VENV)/clients/.installed: pyproject.toml tools/clients.sh | venv
 levels: venv
 	@$(PY) -m tests.levels
 	@$(PY) -m tests.machine
+
+image: venv
+	@$(PY) -m tests.images
 
 demo: venv
 	$(PY) bench/demo.py
@@ -52,6 +57,9 @@ torture: venv
 
 pythons: venv
 	$(PY) -m tests.pythons
+
+requirements: venv
+	sh tools/requirements.sh $(VENV)/bin
 
 lint: venv
 	$(PY) -m ruff check

@@ -1,0 +1,193 @@
+"""The image as an operator runs it: without rights, on a read-only root, in little memory.
+
+It is built from the Dockerfile with hashed requirements; `make image` does that beforehand.
+"""
+
+import asyncio
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scene
+
+from tests import images
+from tests.container import MEMORY_MIB, STOP_LIMIT_S, ULIMITS, Container, container
+from tests.fakes import SimulatedExchange, simulated_exchange
+from tests.torture.link import PORT, Link
+from tradecore.simulate.proof import prove
+
+pytestmark = pytest.mark.timeout(900)  # where the image is not built yet
+
+SYMBOLS = "BTCUSDT,ETHUSDT,PEPEUSDT"
+RATE = 5000
+TRADES = 30_000
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    try:
+        return images.build()
+    except images.UnavailableError as error:
+        pytest.skip(str(error))
+
+
+class Store:
+    """A database that the container reaches over a socket in a folder, by a DSN in a file."""
+
+    def __init__(self, folder: Path, dsn: str) -> None:
+        self.dsn = dsn
+        self.folder = folder / "socket"
+        self.link = Link(self.folder, dsn)
+
+    async def open(self) -> None:
+        await self.link.open()
+        (self.folder / f".s.PGSQL.{PORT}").chmod(0o777)
+        dsn_file = self.folder / "dsn"
+        dsn_file.write_text(self.link.dsn.replace(str(self.folder), "/run/postgresql"))
+        dsn_file.chmod(0o644)
+
+
+@pytest.fixture
+async def store(short_dir: Path, migrated_database: str) -> Any:
+    store = Store(short_dir, migrated_database)
+    await store.open()
+    yield store
+    await store.link.close()
+
+
+def options(exchange: SimulatedExchange, store: Store) -> dict[str, Any]:
+    return {
+        "socket": store.folder,
+        "DATABASE_URL_FILE": "/run/postgresql/dsn",
+        "BINANCE_WEBSOCKET_URL": exchange.ws,
+        "BINANCE_REST_URL": exchange.rest,
+        "SUPPORTED_SYMBOLS": SYMBOLS,
+    }
+
+
+async def assert_all_stored(store: Store, exchange: SimulatedExchange) -> None:
+    """Every trade that was printed is in the table, equal in every column, once."""
+    state = await exchange.state()
+    sent = {name: (one["first_id"], one["last_id"]) for name, one in state["symbols"].items()}
+    async with scene.connected(store.dsn) as conn:
+        proofs = await prove(conn, exchange.truth, sent)
+    assert sum(proof.sent for proof in proofs.values()) == TRADES
+    assert all(proof.holds for proof in proofs.values()), proofs
+
+
+async def test_it_captures_in_its_cage_and_a_kill_loses_nothing(
+    tmp_path: Path, image: str, store: Store
+) -> None:
+    """The last trades are in the ring only when it is killed: a new one has them by the volume."""
+    async with (
+        simulated_exchange(symbols=SYMBOLS, rate=RATE, count=TRADES) as exchange,
+        # No trade comes from the venue's history: what is stored at the end was in the ring.
+        container(tmp_path, image, **options(exchange, store), BACKFILL_MAX_AGE="off") as one,
+    ):
+        await one.until_stored(TRADES // 3)
+        assert await one.is_healthy()
+        await assert_caged(one)
+        store.link.stall()
+        await one.until(lambda health: health["counts"]["trades_received"] >= TRADES)
+        memory = await one.memory_bytes()
+        assert memory["limit"] == MEMORY_MIB << 20
+        assert memory["kills"] == 0
+        assert memory["anonymous"] + memory["mapped"] < (MEMORY_MIB << 20) * 3 // 4, memory
+        await one.kill()
+        store.link.flow()
+        store.link.cut()
+
+        await one.start()
+        await one.until(lambda health: health["ring"]["rows"] == 0 and health["database"])
+        begin = time.monotonic()
+        assert await one.terminate() == 0
+        assert time.monotonic() - begin < STOP_LIMIT_S
+        await assert_all_stored(store, exchange)
+        scene.assert_readable(one)
+
+
+async def assert_caged(one: Container) -> None:
+    """Nobody in there has a right, or can write anywhere but on the volume."""
+    status = await one.run("cat", "/proc/1/status")
+    shown = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert shown["Uid"].split() == ["10001"] * 4
+    assert {int(shown[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert shown["NoNewPrivs"] == "1"
+    write = (
+        "import pathlib\n"
+        "for folder in ('/', '/tmp', '/opt/tradecore', '/etc', '/data'):\n"
+        "    try:\n"
+        "        pathlib.Path(folder, 'probe').touch()\n"
+        "        print(folder)\n"
+        "    except OSError:\n"
+        "        pass\n"
+    )
+    assert (await one.run("python", "-c", write)).split() == ["/data"]
+
+
+async def test_a_stop_stores_what_waits(tmp_path: Path, image: str, store: Store) -> None:
+    """SIGTERM comes while trades flow; all that came before it is in the table."""
+    async with (
+        simulated_exchange(symbols=SYMBOLS, rate=RATE) as exchange,
+        container(tmp_path, image, **options(exchange, store), BATCH_TIMEOUT=60_000) as one,
+    ):
+        await one.until_stored(RATE)
+        assert await one.terminate() == 0
+        await scene.assert_exact(store.dsn, exchange)
+
+
+async def test_without_database_and_venue_it_lives_unhealthy_and_stops(
+    tmp_path: Path, image: str
+) -> None:
+    """As the image comes: HTTP on all addresses, here of a network that has none but loopback."""
+    environ = {
+        "DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/nothing",
+        "BINANCE_WEBSOCKET_URL": "ws://127.0.0.1:1",
+        "BINANCE_REST_URL": "http://127.0.0.1:1",
+        "HTTP_HOST": "0.0.0.0",
+        "HTTP_PORT": 3000,
+    }
+    async with container(tmp_path, image, network="none", **environ) as one:
+        code = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3000/live').status)"
+        async with asyncio.timeout(STOP_LIMIT_S):
+            while True:
+                try:
+                    assert (await one.run("python", "-c", code)).strip() == "200"
+                    break
+                except subprocess.CalledProcessError:
+                    assert one.process is not None and one.process.returncode is None, one.log
+                    await asyncio.sleep(0.1)
+        assert not await one.is_healthy()
+        assert await one.terminate() == 0
+        assert "secret" not in one.log
+
+
+async def test_a_wrong_setting_is_said_at_once(tmp_path: Path, image: str) -> None:
+    async with container(tmp_path, image, network="none", BATCH_SIZE="many") as one:
+        assert await one.ended() == 2
+        assert "BATCH_SIZE is 'many'" in one.log
+
+
+def test_the_image_holds_what_it_needs_and_says_what_it_is(image: str) -> None:
+    (shown,) = json.loads(images.podman("image", "inspect", image))
+    config = shown["Config"]
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.title"] == "tradecore"
+    assert labels["org.opencontainers.image.licenses"] == "MIT"
+    assert {f"org.opencontainers.image.{name}" for name in ("version", "source", "revision")} <= (
+        labels.keys()
+    )
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["tradecore"] and config["Cmd"] == ["run"]
+    assert config["StopSignal"] in ("SIGTERM", "15")
+    assert list(config["Volumes"]) == ["/data"]
+    assert shown["Healthcheck"]["Test"] == ["CMD", "tradecore", "health"]
+    tools = "for tool in gcc cc ld make; do command -v $tool; done; cat /etc/pip.conf; true"
+    # No compiler, and nothing of the settings of whoever built it.
+    found = images.podman(
+        *("run", "--rm", "--network=none", "--entrypoint=sh", *ULIMITS, image, "-c", tools)
+    )
+    assert not found.strip()
