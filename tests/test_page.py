@@ -241,9 +241,17 @@ async def assert_shows_the_api(tab: Tab, one: Daemon) -> None:
     assert before["completeness"]["complete_through"] <= complete
     assert complete <= after["completeness"]["complete_through"]
     assert await tab.text("#holes") == str(after["counts"]["holes"])
-    assert await tab.text("#connections") == "1 of 1"
+    assert await tab.text("#connections") == "2 of 2"
     assert await tab.text("#database") == "connected"
     assert after["version"] == await tab.text("#version")
+    # Both lines bring each trade, and one of them counts.
+    await one.until(
+        lambda health: (
+            0
+            < health["rates"]["trades_received_per_s"]
+            < 1.3 * health["rates"]["trades_stored_per_s"]
+        )
+    )
 
 
 async def shown_trades(tab: Tab) -> set[tuple[str, ...]]:
@@ -291,7 +299,7 @@ async def test_the_page_follows_a_daemon_through_its_troubles(
 ) -> None:
     async with (
         simulated_exchange(symbols=",".join(PAIR), rate=300, epoch=-60) as exchange,
-        daemon(tmp_path / "daemon", **venue(exchange, pg_server.dsn, PAIR)) as one,
+        daemon(tmp_path / "daemon", **venue(exchange, pg_server.dsn, PAIR, FEED_LINES=2)) as one,
         browsing(tmp_path) as browser,
     ):
         await until_captured(one, *PAIR)

@@ -7,6 +7,8 @@ import { byId, local, make, setText, utcMillis } from "./words.js";
 
 const INTERVALS_S = { "1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "1d": 86400 };
 const HISTORY = 500;
+// So few candles fill the width.
+const FEW = 100;
 const TRADES = 24;
 const DRAW_MS = 250;
 const REFRESH_MS = 3000;
@@ -37,10 +39,15 @@ function ofRow([openMs, open, high, low, close, volume]) {
 export class Market {
   symbol = null;
   interval = "1m";
+  /** Set by who asks the daemon: the history cannot be had then. */
+  isDatabaseAway = false;
+  /** When the last trade of the symbol came, by performance.now(). */
+  tradeMs = null;
 
   #chart;
   #candles;
   #volumes;
+  #known = new Set();
   #last = null;
   #closeId = -1;
   #traded = false;
@@ -61,7 +68,7 @@ export class Market {
       autoSize: true,
       // The logo needs a <style> of its own, which our policy forbids; the link is in the foot.
       layout: { attributionLogo: false, fontFamily: color("--font"), fontSize: 12 },
-      timeScale: { timeVisible: true, secondsVisible: false, rightOffset: 4 },
+      timeScale: { timeVisible: true, secondsVisible: false, rightOffset: 4, maxBarSpacing: 16 },
       rightPriceScale: { scaleMargins: { top: 0.06, bottom: 0.22 }, entireTextOnly: true },
     });
     this.#candles = this.#chart.addSeries(CandlestickSeries, { priceLineVisible: false });
@@ -90,6 +97,7 @@ export class Market {
     if (symbol !== this.symbol) {
       this.#trades = [];
       this.#closeId = -1;
+      this.tradeMs = null;
       setText(byId("price"), "–");
     }
     this.symbol = symbol;
@@ -137,6 +145,7 @@ export class Market {
 
   #takeTrade({ t: id, p: price, q: quantity, T: timeMs, m: isSell }) {
     const trade = { id, price, quantity, timeMs, isSell };
+    this.tradeMs = performance.now();
     this.#trades.push(trade);
     if (this.#trades.length > 4 * TRADES) this.#trades = this.#trades.slice(-TRADES);
     this.#dirty = true;
@@ -167,6 +176,10 @@ export class Market {
   /** Take a candle of the tables or of the venue, which may be older than the last trade. */
   #merge(next) {
     if (next.time < this.#last.time) {
+      if (!this.#known.has(next.time)) {
+        this.#loadedMs = -Infinity; // came with the history before, so read that anew
+        return;
+      }
       this.#candles.update(next, true);
       this.#volumes.update(this.#volume(next), true);
       return;
@@ -203,6 +216,9 @@ export class Market {
   }
 
   #note(status, body, headers) {
+    if (status !== 200 && this.isDatabaseAway) {
+      return "The database is away: only the last candle moves, and its volume stands still.";
+    }
     if (status !== 200) return `Candles are not to be had now: ${body?.msg ?? "no answer"}`;
     if (headers.get("X-Tradecore-Candles") === "behind") {
       return "Late or many trades are not in all candles yet.";
@@ -227,9 +243,11 @@ export class Market {
       this.#closeId = -1;
       for (const trade of this.#trades) this.#extend(trade);
     }
+    this.#known = new Set(candles.map((one) => one.time));
     this.#candles.setData(candles);
     this.#volumes.setData(candles.map((one) => this.#volume(one)));
-    if (isFirst) this.#chart.timeScale().resetTimeScale();
+    if (isFirst && candles.length < FEW) this.#chart.timeScale().fitContent();
+    else if (isFirst) this.#chart.timeScale().resetTimeScale();
     this.#dirty = true;
   }
 
@@ -250,6 +268,7 @@ export class Market {
     if (!this.#dirty) return;
     this.#dirty = false;
     if (this.#last !== null) {
+      this.#known.add(this.#last.time);
       this.#candles.update({ ...this.#last });
       this.#volumes.update(this.#volume(this.#last));
     }

@@ -9,7 +9,8 @@ import { byId, count, duration, local, make, many, rate, setText, setTime, utc, 
 const HEALTH_MS = 1000;
 const FEED_MS = 3000;
 const STALE_S = 4;
-const NEWS = 12;
+const QUIET_S = 10;
+const NEWS = 8;
 // Names in one question: a URL has an end.
 const PRICES_AT_ONCE = 20;
 
@@ -19,7 +20,6 @@ let healthMs = 0;
 let feed = null;
 let feedMs = 0;
 let offsetMs = 0;
-let streamMs = 0;
 
 const table = new SymbolTable((symbol) => market.show(symbol));
 const market = new Market(() => {
@@ -29,7 +29,7 @@ const market = new Market(() => {
 });
 const stream = new Stream(takeEvent, (state) => {
   document.body.dataset.stream = state;
-  setText(byId("stream"), { live: "live", connecting: "live stream: connecting …", closed: "" }[state]);
+  showStream();
   if (state === "live") market.reload();
 });
 const polls = [
@@ -96,7 +96,6 @@ function decoded(text) {
 }
 
 function takeEvent(name, event) {
-  streamMs = performance.now();
   if (event.e === "hole") showNews(event);
   else market.take(name, event);
 }
@@ -106,7 +105,7 @@ function showNews({ E: timeMs, s: symbol, state, f: first, l: last, c: cause }) 
   time.title = local(new Date(timeMs));
   const trades = many(last - first + 1, "trade");
   const what = {
-    open: `${trades} missing (${cause})`,
+    open: `${trades} missing${cause === "unknown" ? "" : `, ${cause}`}`,
     filled: `${trades} filled`,
     absent: `the venue has no such ${trades}`,
   }[state];
@@ -127,6 +126,14 @@ function ageS() {
   return health === null ? null : (performance.now() - healthMs) / 1000;
 }
 
+function showStream() {
+  const state = document.body.dataset.stream;
+  const quietS = market.tradeMs === null ? 0 : (performance.now() - market.tradeMs) / 1000;
+  const live = quietS > QUIET_S ? `last trade ${duration(quietS)} ago` : "live";
+  setText(byId("stream"), { live, connecting: "live stream: connecting …" }[state] ?? "");
+  byId("stream").className = quietS > QUIET_S ? "" : "moves";
+}
+
 function showVerdict() {
   const { tone, state, title, reasons } = judge(answer, health, ageS(), feed?.shards, nowMs());
   const verdict = byId("verdict");
@@ -142,6 +149,7 @@ function showVerdict() {
 
 function showFigures() {
   const { rates, ring, database, completeness, counts } = health;
+  market.isDatabaseAway = !database.reachable;
   setText(byId("version"), health.version);
   setText(byId("rate"), rate(rates.trades_received_per_s));
   setText(byId("rate-note"), `${rate(rates.trades_stored_per_s)}/s stored, ${count(counts.trades_stored)} since the start`);
@@ -156,7 +164,7 @@ function showFigures() {
   showHoles(completeness);
   setTime(byId("complete"), completeness.complete_through);
   setTime(byId("proven"), completeness.proven_through);
-  setText(byId("proven-note"), `${ago(completeness.proven_through)}, ${many(completeness.audit.klines_proven, "minute")} since the start`);
+  setText(byId("proven-note"), `${ago(completeness.proven_through)}, ${many(completeness.audit.klines_proven, "minute")} proven`);
   setText(byId("complete-note"), ago(completeness.complete_through));
 }
 
@@ -173,7 +181,7 @@ function showConnections() {
   byId("connections").className = connections_live < connections_total ? "warn" : "";
   // Of many only those that are not live.
   const told = connections.length > 4 ? connections.filter((one) => one.state !== "live") : connections;
-  const names = told.slice(0, 4).map((one) => `${one.name} ${one.state}`);
+  const names = told.slice(0, 4).map((one) => `${one.name} ${one.state.replace("_", " ")}`);
   setText(byId("connections-note"), [...names, `${count(streams_live)} of ${count(streams_wanted)} streams`].join(", "));
 }
 
@@ -192,6 +200,7 @@ function tick() {
   document.body.classList.toggle("stale", isStale || health === null);
   const feedAgeS = (performance.now() - feedMs) / 1000;
   document.body.classList.toggle("stale-feed", isStale || feed === null || feedAgeS > 70);
+  showStream();
   if (answer !== null && answer.status === 0) showVerdict();
 }
 
