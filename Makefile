@@ -9,6 +9,7 @@
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make pythons  build, install and test the wheel on each other Python from 3.11 on, of pyenv or the PATH
 # make requirements   pin what the image installs to what is newest now, with hashes
+# make docs   docs/metrics.md and docs/settings.md from the tables in the code
 # make lint   ruff, mypy, cython-lint and bandit, without the tests
 #
 # TRADECORE_DEBUG=1 builds the extensions with bounds checks and assertions.
@@ -20,7 +21,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels image clients install demo bench torture pythons requirements lint venv clean
+.PHONY: run test levels image clients install demo bench torture pythons requirements docs lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -60,6 +61,9 @@ pythons: venv
 
 requirements: venv
 	sh tools/requirements.sh $(VENV)/bin
+
+docs: venv
+	$(PY) -m tools.docs
 
 lint: venv
 	$(PY) -m ruff check

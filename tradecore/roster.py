@@ -18,7 +18,8 @@ from tradecore.settings import VARIABLES, Settings, load
 
 log = logging.getLogger(__name__)
 
-_CHANGEABLE = ("symbols", "streams")
+CHANGEABLE = ("symbols", "streams")
+"""Settings that a running daemon follows, by SIGHUP."""
 
 
 def first_symbols(settings: Settings) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Roster:
         others = [
             VARIABLES[one.name].name
             for one in fields(Settings)
-            if one.name not in _CHANGEABLE
+            if one.name not in CHANGEABLE
             and getattr(new, one.name) != getattr(self._settings, one.name)
         ]
         if others:
