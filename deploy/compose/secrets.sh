@@ -22,5 +22,5 @@ printf 'redis://tradecore:%s@redis:6379/0\n' "$(secret redis_password)" | keep r
 # Whoever has no password may see that the server is there, and nothing else.
 keep redis_users <<END
 user default on nopass resetkeys resetchannels -@all +ping
-user tradecore on #$(secret redis_password | sha256sum | cut -d ' ' -f 1) ~* &* +@all -@admin
+user tradecore on #$(secret redis_password | sha256sum | cut -d ' ' -f 1) ~tradecore:* &tradecore:* +@all -@admin -@dangerous +info
 END
