@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from codec_check import Check, make_table
-from fuzz_fastparse import mutated
+from fuzz import mutated
 from plain_frames import TRADE, compact, corpus
 
 from tradecore import _fastparse

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from codec_check import make_table
-from fuzz_fastparse import mutated
+from fuzz import mutated
 
 from tests.plain_frames import (
     CANDLE,
@@ -176,6 +176,41 @@ def test_a_cut_frame_is_never_read_past_its_end(cut: int) -> None:
         frame = compact(wrapped(in_microseconds(event)))[:-cut]
         with pytest.raises(ValueError):
             reframe(kind, frame, b"btcusdt@trade", 0, "fast")
+
+
+@pytest.mark.parametrize("path", ["fast", "slow"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        # Numbers of keys that nobody needs, beyond what a double and an int of Python hold.
+        b'{"X":1e400,' + compact(TRADE)[1:],
+        b'{"X":["\\ud800",-1E+999],' + compact(TRADE)[1:],
+        b'{"X":' + b"9" * 5000 + b"," + compact(TRADE)[1:],
+        # An event of its own, with the keys of a wrapper.
+        compact(Members([*TRADE, ("stream", "x"), ("data", Members([("e", "trade")]))])),
+        b'{"stream":"x","data":{"e":"trade","E":1},' + compact(TRADE)[1:],
+        # A wrapper with one key more, an object that ends as the event does.
+        compact(Members([*wrapped(TRADE), ("y", TRADE.replaced(T=1723161255999))])),
+        compact(Members([*wrapped(TICKER), ("y", TICKER.replaced(C=1723161255999))])),
+        compact(Members([*wrapped(KLINE), ("y", KLINE)])),
+    ],
+)
+def test_keys_that_nobody_needs_do_no_harm(frame: bytes, path: str) -> None:
+    kind = ("trade", "ticker", "kline").index(parse_event(frame, make_table())[0])
+    try:
+        (payload,) = payloads(reframe(kind, frame, b"x@y", MICRO, path))
+    except ValueError:
+        assert path == "fast"
+        return
+    sent = json.loads(payload, parse_constant=pytest.fail)
+    event = (TRADE, TICKER, KLINE)[kind]
+    assert (sent["e"], sent["s"]) == (event.value("e"), event.value("s"))
+    assert sent["E"] == 1723161255343000
+    for key in set("pqOC") & sent.keys():
+        value = event.value(key)
+        assert sent[key] == (value * 1000 if isinstance(value, int) else value)
+    if kind == 0:
+        assert sent["T"] == 1723161255342000
 
 
 @pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 127, 65534, 65535, 65536, 70000])

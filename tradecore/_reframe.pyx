@@ -8,6 +8,7 @@ keeps decimals as they are, because on the wire they are strings.
 """
 
 import json
+from math import isinf
 
 import orjson
 
@@ -83,6 +84,13 @@ cdef inline const char *_last(
     return NULL
 
 
+cdef inline bint _closes(const char *start, const char *end, int braces) noexcept nogil:
+    """Tell whether the only closing braces are those at the end: no object stands in or behind the
+    event that is not the documented one."""
+    cdef const char *first = <const char *>memchr(start, b"}", end - start)
+    return first != NULL and end - first == braces and (end - 1)[0] == b"}"
+
+
 cdef bint _trade_times(payload_t *payload, const char *p, const char *end) noexcept nogil:
     """`p` is behind `E`. The tail is matched up to the brace that closes the event, so its `T` is
     the event's own."""
@@ -150,6 +158,8 @@ cdef bint find_times(
         end -= 1
     payload.data = p
     payload.size = end - p
+    if not _closes(p, end, 2 if kind == KIND_KLINE else 1):
+        return False
     if kind == KIND_TRADE:
         if not _stands(p, end, b'{"e":"trade","E":', 17):
             return False
@@ -227,14 +237,22 @@ cdef bytes respell(int kind, bytes message, bint micro):
     try:
         event = orjson.loads(message)
     except orjson.JSONDecodeError:
-        # Half a character, escaped, in a string that nobody needs.
-        event = json.loads(message)
+        # Half a character, escaped, or a number beyond doubles, where nobody needs them.
+        event = json.loads(message, parse_int=_number, parse_float=_number)
         return json.dumps(_converted(event, kind, micro), separators=(",", ":")).encode()
     return orjson.dumps(_converted(event, kind, micro))
 
 
+def _number(str text):
+    """Read as orjson does: integers of 64 bits, else doubles; what is beyond them is null."""
+    if len(text) < 19 and text.lstrip("-").isdecimal():
+        return int(text)
+    number = float(text)
+    return None if isinf(number) else number
+
+
 cdef dict _converted(dict event, int kind, bint micro):
-    if "stream" in event and isinstance(event.get("data"), dict):
+    if "e" not in event:
         event = event["data"]
     _convert(event, "E", micro, False)
     if kind == KIND_TRADE:

@@ -1,21 +1,23 @@
-"""Throws mutated frames at the codec and holds each answer against the oracle.
+"""Throws mutated bytes at what reads foreign bytes, and holds each answer against an oracle.
 
-    python tests/fuzz_fastparse.py --seed 1 --runs 200000      own mutator, same frames every time
-    python tests/fuzz_fastparse.py --atheris FOLDER -max_total_time=40   coverage-guided
+    python tests/fuzz.py events --seed 1 --runs 200000      own mutator, same bytes every time
+    python tests/fuzz.py events --replay FILE               once, the bytes that a run left behind
+    python tests/fuzz.py events --atheris FOLDER -max_total_time=40    coverage-guided
 
-Exit status 0: every answer was the oracle's. The first difference is printed and ends the run.
+`fuzz_targets.py` has the targets. Exit status 0: every answer was the oracle's. The first
+difference is printed and ends the run.
 """
 
 import argparse
 import importlib
+import logging
 import random
 import sys
 import time
+import traceback
 from pathlib import Path
 
-import oracle
-from codec_check import Check
-from plain_frames import SYMBOLS, corpus
+from plain_frames import SYMBOLS
 
 TOKENS = (
     *(b'"e":"trade",', b'"E":', b'"s":"BTCUSDT",', b'"t":-1,', b'"p":"', b'"k":{', b'"data":{'),
@@ -26,6 +28,8 @@ TOKENS = (
     *(b"{", b"}", b"[", b"]", b",", b":", b'"', b" ", b"\n", b"\x00", b"\x1f", b"\x7f", b"\xff"),
     *(b"\xed\xa0\x80", b"\xf0\x9d\x84\x9e", b"\xc0\x80", b"\xe5\xb8\x81", b"null", b"true"),
     *(b"false", b"[[[[", b'{"a":', b"[]", b"{}", *(symbol.encode() for symbol in SYMBOLS)),
+    *(b"1e400", b'"a":1e400,', b"1" * 5000, b"\r\n", b"True", b"FALSE", b"61837.63000000,"),
+    *(b"\x7f" + b"\xff" * 7, b"\xff" * 7 + b"\x7f", b"\x80" + b"\x00" * 7, b"\x00" * 7 + b"\x80"),
 )
 
 
@@ -61,49 +65,74 @@ def mutated(payload: bytes, dice: random.Random, seeds: list[bytes]) -> bytes:
     return bytes(frame)
 
 
-def fuzz(seed: int, runs: int, seconds: float) -> int:
-    """Check up to `runs` mutated frames within `seconds`; return how many were accepted."""
+def fuzz(name: str, seed: int, runs: int, seconds: float) -> int:
+    """Check up to `runs` mutated inputs within `seconds`; return how many meant anything."""
     dice = random.Random(seed)
-    check = Check()
-    seeds = corpus()
+    target = importlib.import_module("fuzz_targets").TARGETS[name]
+    check, seeds = target.make(), target.seeds()
+    for one in seeds:
+        check(one)
     end = time.monotonic() + seconds
     accepted = done = 0
-    while done < runs and (done % 1000 or time.monotonic() < end):
-        accepted += check(mutated(dice.choice(seeds), dice, seeds)) is not None
+    while done < runs and (done % 100 or time.monotonic() < end):
+        data = mutated(dice.choice(seeds), dice, seeds)
+        try:
+            accepted += check(data)
+        except Exception:
+            print(f"{name} fails at these bytes: {data!r}", file=sys.stderr)
+            raise
         done += 1
-    print(f"{done} frames equal to the oracle, {accepted} of them accepted")
+    print(f"{done} inputs equal to the oracle, {accepted} of them accepted")
     return accepted
 
 
-def fuzz_with_atheris(folder: str, arguments: list[str]) -> None:
+def fuzz_with_atheris(name: str, folder: Path, arguments: list[str]) -> None:
     """Hand over to atheris; it ends the process itself, non-zero at a difference or a crash.
 
-    The seeds are laid into `folder`. The oracle's branches steer the search; a codec compiled by
-    clang with -fsanitize=fuzzer-no-link adds its own.
+    `folder`, which gets the seeds, keeps what the search finds. The oracle's branches steer it, and
+    the extensions' own when clang compiled them with -fsanitize=fuzzer-no-link (`make fuzz`).
     """
     atheris = importlib.import_module("atheris")  # optional, and without type stubs
-    for number, seed in enumerate(corpus()):
-        Path(folder, f"seed-{number}").write_bytes(seed)
-    with atheris.instrument_imports(include=["oracle"]):
-        importlib.reload(oracle)
-    check = Check()
-    atheris.Setup([sys.argv[0], *arguments, folder], lambda data: check(data) and None)
+    with atheris.instrument_imports(include=["fuzz_targets", "oracle", "copy_oracle"]):
+        target = importlib.import_module("fuzz_targets").TARGETS[name]
+    check = target.make()
+    for number, seed in enumerate(target.seeds()):
+        check(seed)
+        (folder / f"seed-{number}").write_bytes(seed)
+
+    def once(data: bytes) -> None:
+        try:
+            check(data)
+        except Exception:
+            # libFuzzer tells of a crash only; the bytes and the difference are what is wanted.
+            print(f"{name} fails at these bytes: {data!r}", file=sys.stderr)
+            traceback.print_exc()
+            raise
+
+    atheris.Setup([sys.argv[0], *arguments, str(folder)], once)
     atheris.Fuzz()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--atheris", metavar="FOLDER", help="other options then go to atheris")
+    parser.add_argument("--replay", type=Path, metavar="FILE")
+    parser.add_argument("--atheris", type=Path, metavar="FOLDER", help="takes the options left")
     options, rest = parser.parse_known_args()
+    logging.disable()  # of refused frames and damaged files
     if options.atheris:
-        fuzz_with_atheris(options.atheris, rest)
+        fuzz_with_atheris(options.target, options.atheris, rest)
         return 0
     if rest:
         parser.error(f"unknown: {' '.join(rest)}")
-    return 0 if fuzz(options.seed, options.runs, options.seconds) else 1
+    if options.replay:
+        target = importlib.import_module("fuzz_targets").TARGETS[options.target]
+        target.make()(options.replay.read_bytes())
+        return 0
+    return 0 if fuzz(options.target, options.seed, options.runs, options.seconds) else 1
 
 
 if __name__ == "__main__":
