@@ -207,7 +207,8 @@ cdef inline char *put_trade(
 cdef char *put_ticker(char *out, const ticker_row_t *row, const prefix_t *prefix) noexcept nogil:
     cdef int i
     cdef int64_t part = row.event_us % 1000000
-    out = put_time(put4(put2(out, 24), 8), row.event_us - part - (1000000 if part < 0 else 0))
+    cdef uint64_t second = <uint64_t>row.event_us - <uint64_t>part - (1000000 if part < 0 else 0)
+    out = put_time(put4(put2(out, 24), 8), <int64_t>second)
     out = put_prefix(out, prefix)
     out = put_time(put4(out, 8), row.event_us)
     for i in range(15):

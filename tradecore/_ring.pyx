@@ -89,9 +89,10 @@ cdef class RingBuffer:
 
     def release(self, Py_ssize_t count):
         """Free the `count` oldest rows: they are committed. ValueError if there are fewer."""
-        cdef int64_t durable = self._durable_seq[0] + count
-        if count < 0 or durable > self.published_seq:
+        cdef int64_t durable
+        if not 0 <= count <= self.published_seq - self._durable_seq[0]:
             raise ValueError(f"cannot release {count} of {self.pending} rows")
+        durable = self._durable_seq[0] + count
         self._durable_seq[0] = durable
         if durable == self.published_seq:
             if durable - self._base_seq[0] > TRIM_ROWS:

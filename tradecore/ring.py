@@ -34,6 +34,9 @@ BASE_AT = 24
 DURABLE_AT = 32
 SYMBOL_COUNT_AT = 40
 
+SEQUENCE_END = 1 << 62
+"""No ring ever counts so far."""
+
 SYMBOLS_AT = 4096
 SYMBOL_SLOTS = 4096
 SYMBOL_SLOT = struct.Struct(f"<H{SYMBOL_MAX_BYTES}s6x")
@@ -184,7 +187,7 @@ def _open(path: Path) -> tuple[mmap.mmap, int]:
         if (
             size != ROWS_AT + capacity * TRADE_DTYPE.itemsize
             or capacity.bit_count() != 1
-            or not 1 <= base <= durable
+            or not 1 <= base <= durable < SEQUENCE_END
         ):
             raise _damaged(path, "its header does not fit its size")
         return mmap.mmap(fd, size), capacity
