@@ -92,7 +92,9 @@ def test_settings_for_the_server() -> None:
         ("postgresql://u:geheim@db/d?sslmode=on", "verify-full"),
         ("postgresql://u:geheim@db/d?sslmode", "name=value"),
         ("postgresql://u:geheim@db/d?sslmode=require&sslrootcert=system", "verify-full"),
-        ("postgresql://u:geheim@db/d?sslmode=verify-full", "sslrootcert=system"),
+        ("postgresql://u:geheim@db/d?sslmode=verify-ca", "sslrootcert=/path"),
+        (f"postgresql://u:geheim@db/d?sslmode=verify-full&sslrootcert={__file__}", "PEM"),
+        ("postgresql://u:geheim@db/d?ssl_min_protocol_version=TLSv1", "TLSv1.2"),
         ("postgresql://u:geheim@db/d?sslrootcert=/nowhere/root.crt", "/nowhere/root.crt"),
         ("postgresql://u:geheim@db/d?sslrootcert=system&sslcert=/nowhere/c.crt", "/nowhere/c.crt"),
     ],
@@ -143,6 +145,19 @@ def test_the_certificate_store_of_the_machine() -> None:
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert "sslrootcert" not in dsn.text
     assert parse_dsn("postgresql://u@/d?host=/run&sslrootcert=system").ssl is None
+
+
+def test_without_an_authority_the_machines_store_is_taken_and_said() -> None:
+    dsn = parse_dsn("postgresql://u@db.example/d?sslmode=verify-full")
+    assert dsn.arguments()["ssl"].check_hostname
+    assert [warning[:34] for warning in dsn.warnings] == [
+        "DATABASE_URL names no sslrootcert: "[:34]
+    ]
+
+
+def test_an_authority_without_a_mode_verifies_nothing() -> None:
+    (warning,) = parse_dsn(f"postgresql://u@db.example/d?sslrootcert={__file__}").warnings
+    assert warning.endswith("add sslmode=verify-full")
 
 
 def test_what_only_libpq_knows_is_left_out() -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from ssl import SSLContext, create_default_context
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, TLSVersion, create_default_context
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -76,23 +76,36 @@ def parse_dsn(text: str) -> Dsn:
     warnings = [f"{name} in DATABASE_URL is ignored" for name in query if name in _IGNORED]
     query = {name: value for name, value in query.items() if name not in _IGNORED}
 
+    for name in _FILES:
+        if query.get(name, "system") != "system" and not os.access(query[name], os.R_OK):
+            raise _wrong(f"{name}={query[name]} is no readable file")
+    _check_version(query)
     context = None
+    over_tcp = not hosts or any(not host.startswith("/") for host in hosts)
     if query.get("sslrootcert") == "system":
         del query["sslrootcert"]
         if query.pop("sslmode", "verify-full") != "verify-full":
             raise _wrong("sslrootcert=system goes with sslmode=verify-full only")
         mode = "verify-full"
-        if not hosts or any(not host.startswith("/") for host in hosts):
+        context = _system_context(query) if over_tcp else None
+    elif mode.startswith("verify") and over_tcp:
+        if authority := _authority(query):
+            _check_certificate("sslrootcert", authority)
+        elif mode == "verify-ca":
+            raise _wrong("sslmode=verify-ca needs sslrootcert=/path/of/root.crt")
+        else:
+            query.pop("sslmode", None)
             context = _system_context(query)
-    for name in _FILES:
-        if name in query and not os.access(query[name], os.R_OK):
-            raise _wrong(f"{name}={query[name]} is no readable file")
-    if context is None and mode.startswith("verify") and remote:
-        _require_root_certificate(query)
+            warnings.append(
+                "DATABASE_URL names no sslrootcert: the authorities of this machine are trusted;"
+                " say so with sslrootcert=system, or name the one that signed the server's"
+                " certificate"
+            )
     if remote and mode != "verify-full":
+        known = "" if query.get("sslrootcert") else "&sslrootcert=system"
         warnings.append(
             f"the database at {', '.join(remote)} is not verified (sslmode={mode}): anyone on the"
-            " way can read and change what is stored; add sslmode=verify-full&sslrootcert=system"
+            f" way can read and change what is stored; add sslmode=verify-full{known}"
         )
     return Dsn(
         text=f"{url.scheme}://{url.netloc}{url.path}?{urlencode(query, quote_via=quote)}".rstrip(
@@ -178,24 +191,37 @@ def _is_local(host: str) -> bool:
 def _system_context(query: Mapping[str, str]) -> SSLContext:
     """Return a context that trusts the machine's certificate store and checks the host name."""
     context = create_default_context()
+    context.minimum_version = TLSVersion.TLSv1_2
     context.set_alpn_protocols(["postgresql"])
-    if "sslcert" in query:
+    certificate = query.get("sslcert") or os.environ.get("PGSSLCERT")
+    if certificate:
+        key = query.get("sslkey") or os.environ.get("PGSSLKEY")
         try:
-            context.load_cert_chain(
-                query["sslcert"], query.get("sslkey"), lambda: query.get("sslpassword", "")
-            )
+            context.load_cert_chain(certificate, key, lambda: query.get("sslpassword", ""))
         except OSError as exc:
-            raise _wrong(f"sslcert={query['sslcert']} cannot be used: {exc}") from exc
+            raise _wrong(f"sslcert={certificate} cannot be used: {exc}") from exc
     return context
 
 
-def _require_root_certificate(query: Mapping[str, str]) -> None:
+def _authority(query: Mapping[str, str]) -> str | None:
+    """Return the file of the authority that libpq and asyncpg would take."""
     given = query.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
-    if not given and not Path("~/.postgresql/root.crt").expanduser().exists():
-        raise _wrong(
-            "sslmode=verify-* needs a root certificate; add sslrootcert=system or"
-            " sslrootcert=/path/of/root.crt"
-        )
+    usual = Path("~/.postgresql/root.crt").expanduser()
+    return given or (str(usual) if usual.exists() else None)
+
+
+def _check_certificate(name: str, path: str) -> None:
+    try:
+        SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as exc:
+        raise _wrong(f"{name}={path} holds no certificate in PEM form ({exc})") from None
+
+
+def _check_version(query: Mapping[str, str]) -> None:
+    for name in ("ssl_min_protocol_version", "ssl_max_protocol_version"):
+        given = query.get(name) or os.environ.get(f"PG{name.replace('_', '').upper()}", "TLSv1.2")
+        if given not in ("TLSv1.2", "TLSv1.3"):
+            raise _wrong(f"{name}={given} is not safe; give TLSv1.2 or TLSv1.3, or take it out")
 
 
 def _mask(auth: str, hostspec: str, path: str, query: Mapping[str, str]) -> str:

@@ -48,6 +48,15 @@ _ADVICE = {
     "55": "allow connections to it, or correct its name in DATABASE_URL",
 }
 
+_UNKNOWN_AUTHORITY = (
+    "name the authority that signed it in sslrootcert=/path/of/root.crt, or sslrootcert=system"
+    " where it is one that everybody knows"
+)
+_OTHER_NAME = "name the host in DATABASE_URL as the certificate does"
+_OTHER_TIME = "renew it at the server, or set the clock of this host"
+_CERTIFICATE_ADVICE = {62: _OTHER_NAME, 64: _OTHER_NAME, 9: _OTHER_TIME, 10: _OTHER_TIME}
+"""By the number of OpenSSL's X509_V_ERR_*."""
+
 _UNKNOWN_HOST = {
     getattr(socket, name)
     for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY", "EAI_FAIL")
@@ -84,7 +93,13 @@ def classify_connect_error(exc: BaseException) -> ConnectFailure:
             return ConnectFailure(
                 "fatal",
                 f"the certificate of the database is not to be trusted ({exc.verify_message}):"
-                " name the right host, or the authority that signed it in sslrootcert",
+                f" {_CERTIFICATE_ADVICE.get(exc.verify_code, _UNKNOWN_AUTHORITY)}",
+            )
+        case ssl.SSLError() if re.search("ALERT|PROTOCOL", reason := _reason(exc)):
+            return ConnectFailure(
+                "fatal",
+                f"no TLS with the database ({reason}): it has to speak TLS 1.2 or 1.3, and may"
+                " ask for a client's certificate, sslcert and sslkey in DATABASE_URL",
             )
         case ConnectionError() if "rejected SSL upgrade" in str(exc):
             # asyncpg's own words: no SQLSTATE and no type tells it from a lost connection.
@@ -106,6 +121,10 @@ def classify_connect_error(exc: BaseException) -> ConnectFailure:
         case OSError():
             return ConnectFailure("down", str(exc) or type(exc).__name__)
     raise exc
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    return getattr(exc, "reason", None) or ""
 
 
 async def open_pool(
