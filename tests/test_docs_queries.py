@@ -21,7 +21,8 @@ from tradecore.store.partitions import Partitions
 
 pytestmark = pytest.mark.every_level
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+PAGES = Path(__file__).parents[1] / "docs"
+PAGE = PAGES / "data.md"
 QUERIES = dict(re.findall(r"<!-- query: (\w+) -->\n```sql\n(.*?)```", PAGE.read_text(), re.DOTALL))
 
 DAY = datetime(2026, 11, 27, tzinfo=UTC)
@@ -110,6 +111,18 @@ async def test_every_query_runs(desk: Desk) -> None:
     for name in QUERIES:
         if name != foreign:
             await desk.ask(name)
+
+
+async def test_every_query_of_the_other_pages_runs(desk: Desk) -> None:
+    queries = [
+        query
+        for page in PAGES.glob("*.md")
+        if page != PAGE
+        for query in re.findall(r"^```sql\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert queries
+    for query in queries:
+        await desk.conn.fetch(query)
 
 
 async def test_candles_of_any_width(desk: Desk) -> None:
