@@ -1,5 +1,6 @@
 """What the pages name is there: files, headings, commands, settings, metrics, alerts."""
 
+import ast
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -103,3 +104,34 @@ def test_each_page_is_in_the_index() -> None:
     index = text(ROOT / "docs" / "README.md")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+def _code_words() -> set[tuple[str, ...]]:
+    """All runs of four words in the strings of the code; what an f-string inserts ends a run."""
+    found: set[tuple[str, ...]] = set()
+    for file in (ROOT / "tradecore").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            for part in parts:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    found.update(_runs(part.value))
+    return found
+
+
+def _runs(message: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"[\w'/]+", message)
+    return zip(*(words[n:] for n in range(4)), strict=False)
+
+
+def test_messages_of_troubleshooting_are_those_of_the_program() -> None:
+    page = text(ROOT / "docs" / "troubleshooting.md")
+    cells = re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE)
+    messages = [m for cell in cells for m in re.findall(r"`([^`]+)`", cell)]
+    ours = _code_words()
+    tried = 0
+    for message in messages:
+        runs = [set(_runs(piece)) for piece in message.split("…")]
+        if any(runs):
+            tried += 1
+            assert any(run & ours for run in runs), f"nobody says: {message}"
+    assert tried > 30
