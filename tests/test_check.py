@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.redis_desk import needs_redis, redis_server
 from tradecore import check, clock, errors
 from tradecore.check import Finding
 from tradecore.datadir import DataDir
@@ -130,6 +131,23 @@ async def test_who_may_ask_the_side_server(settings: Settings) -> None:
         assert [(one.grade, words in one.text) for one in about(found, "http")] == (
             [("warn", True)] if words else []
         )
+
+
+@needs_redis
+async def test_redis(settings: Settings, short_dir: Path) -> None:
+    async with redis_server(short_dir) as redis:
+        for words, url, grade, says in (
+            ("PING", redis.url, "ok", "takes values"),
+            ("PING", redis.url.replace("//", "//:hunter2@"), "warn", "take it out of REDIS_URL"),
+            ("CONFIG SET maxmemory 1", redis.url, "warn", "raise its maxmemory"),
+            ("REPLICAOF 127.0.0.1 1", redis.url, "warn", "name the primary in REDIS_URL"),
+        ):
+            await redis.cli(*words.split())
+            (found,) = about(await findings(replace(settings, redis_url=Secret(url))), "redis")
+            assert found.grade == grade and says in found.text, found
+            assert found.exit_code == 0 and "hunter2" not in found.text
+    (found,) = about(await findings(replace(settings, redis_url=Secret(redis.url))), "redis")
+    assert found.grade == "warn" and "takes no values" in found.text
 
 
 # -- folder, disk, ring ---------------------------------------------------------------------------

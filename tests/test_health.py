@@ -54,6 +54,9 @@ def connection(state: str, streams: int) -> ConnectionState:
             "degraded",
             ["retention_waits"],
         ),
+        ({"redis": None}, "ok", []),
+        ({"redis__up": False, "redis__away_s": 4.0}, "ok", []),
+        ({"redis__up": False, "redis__away_s": 86_400.0}, "degraded", ["redis_away"]),
         ({"ring__above_high_water": True}, "failed", ["ring_above_high_water"]),
         (
             {**AWAY, "database__away_s": 31.0, **DEAD_FEED, "ring__above_high_water": True},

@@ -393,7 +393,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
         assert caught.value.reason == "unreachable"
 
 
-async def test_user_password_database_and_socket(short_dir: Path) -> None:
+async def test_user_password_database_and_socket(tmp_path: Path, short_dir: Path) -> None:
     async with redis_server(short_dir) as redis:
         await redis.cli(
             *("ACL", "SETUSER", "writer", "on", ">p@ss word", "~tradecore:*", "&tradecore:*"),
@@ -408,11 +408,17 @@ async def test_user_password_database_and_socket(short_dir: Path) -> None:
             assert await wire.call([wires.command("SET", "tradecore:x", "1")]) == [b"OK"]
             wire.close()
         assert await redis.cli("-n", "3", "GET", "tradecore:x") == "1"
-        with pytest.raises(RedisError, match="allow the user") as caught:
+        with pytest.raises(RedisError, match="give the user") as caught:
             wire = await Wire.open(parse(redis.url.replace("//", f"//{login}")))
             await wire.call([wires.command("SET", "other", "1")])
         wire.close()
         assert caught.value.reason == "auth"
+        desk = Desk(tmp_path, redis.url.replace("//", f"//{login}"), trades_kept=10)
+        async with desk.running():
+            desk.feed(1)
+            await redis.until_last(lambda found: found)
+            await desk.until(lambda use: use.trades == 1)
+        assert not sum(desk.publisher.use().errors.values())
 
 
 async def test_tls_with_a_certificate_that_is_believed_and_one_that_is_not(

@@ -7,6 +7,10 @@ The hot side copies the bytes of a frame; what is to be found in them is found w
 Nothing here raises into the capture.
 """
 
+import logging
+
+from tradecore.log import once_per
+
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
@@ -22,6 +26,8 @@ from tradecore._reframe cimport (
 )
 from tradecore.capture cimport Capture
 
+
+log = logging.getLogger(__name__)
 
 cdef enum:
     # Trades and tickers: one slot a symbol and kind.
@@ -173,23 +179,25 @@ cdef class Latest:
         """Return (number of values, RESP bulk strings: stream name and event of each), those that
         have waited longest first, `limit` of them at most."""
         cdef Py_ssize_t count = min(limit, self._dirty_count)
+        cdef Py_ssize_t taken = 0
         cdef Py_ssize_t i
         cdef buffer_t out
-        cdef slot_t *slot
         memset(&out, 0, sizeof(out))
         try:
             for i in range(count):
-                slot = &self._slots[self._dirty[i]]
-                slot.dirty = False
-                self._append(&out, self._dirty[i], slot)
+                self._slots[self._dirty[i]].dirty = False
+            for i in range(count):
+                taken += self._append(&out, self._dirty[i])
             result = out.data[:out.size] if out.size else b""
         finally:
             free(out.data)
             self._dirty_count -= count
             memmove(self._dirty, self._dirty + count, self._dirty_count * sizeof(uint32_t))
-        return count, result
+        return taken, result
 
-    cdef int _append(self, buffer_t *out, uint32_t place, const slot_t *slot) except -1:
+    cdef int _append(self, buffer_t *out, uint32_t place) except -1:
+        """Write stream name and event of a slot; return how many events that were, one or none."""
+        cdef const slot_t *slot = &self._slots[place]
         cdef int kind = <int>(place % SLOT_KINDS)
         cdef bytes field = self._fields.get(place)
         cdef bytes spelt
@@ -199,7 +207,13 @@ cdef class Latest:
             name += b"@ticker" if kind == KIND_TICKER else b"@trade"
             field = self._fields[place] = b"$%d\r\n%b\r\n" % (len(name), name)
         if not find_times(kind, slot.frame.data, slot.frame.size, &payload):
-            spelt = respell(kind, slot.frame.data[:slot.frame.size], True)
+            try:
+                spelt = respell(kind, slot.frame.data[:slot.frame.size], True)
+            except Exception as error:
+                once_per(log, "event").error(
+                    "an event was not published, a bug", extra={"error": repr(error)}
+                )
+                return 0
             payload.data = spelt
             payload.size = len(spelt)
         if not _reserve(out, out.size + len(field) + payload.size + BULK_SLACK):
@@ -211,7 +225,7 @@ cdef class Latest:
         out.size += payload.size
         memcpy(out.data + out.size, b"\r\n", 2)
         out.size += 2
-        return 0
+        return 1
 
     def take_trades(self):
         """Return (number of trades, their events as a JSON array)."""

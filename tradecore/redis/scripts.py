@@ -15,13 +15,11 @@ STATUS = "tradecore:status:"
 """Behind it stands the node; each daemon keeps its own alive."""
 
 EXPIRE_S = 86400
-"""What is older is swept out; the whole hash goes when nobody has written for so long."""
-
-AHEAD_MOST_US = 60_000_000
-"""No event is believed that is farther ahead of our clock."""
+"""What is older, or of a future farther than that, is swept out; the whole hash goes when nobody
+has written for so long."""
 
 _COMMON = (
-    f"local EXPIRE_S, AHEAD_MOST_US = {EXPIRE_S}, {AHEAD_MOST_US}"
+    f"local EXPIRE_S = {EXPIRE_S}"
     + """
 local function time_us(event)
     local time = tonumber(string.match(event, '"E":(%d+)') or 0)
@@ -65,8 +63,7 @@ SWEEP = (
 local now, gone = tonumber(ARGV[1]), 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-    local age = now - time_us(all[i + 1])
-    if age > EXPIRE_S * 1e6 or age < -AHEAD_MOST_US then
+    if math.abs(now - time_us(all[i + 1])) > EXPIRE_S * 1e6 then
         redis.call('HDEL', KEYS[1], all[i])
         gone = gone + 1
     end

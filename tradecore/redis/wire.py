@@ -32,7 +32,7 @@ _REFUSALS = (
     ("NOAUTH", "auth", "give user and password in REDIS_URL"),
     ("WRONGPASS", "auth", "correct user and password in REDIS_URL"),
     ("AUTH", "auth", "it has no password: take it out of REDIS_URL"),
-    ("NOPERM", "auth", "allow the user ~tradecore:* &tradecore:* +@all, or what the error names"),
+    ("NOPERM", "auth", "give the user ~tradecore:* &tradecore:* +@all -@dangerous"),
     ("READONLY", "readonly", "it is a replica: name the primary in REDIS_URL"),
     ("OOM", "memory", "raise its maxmemory, or set a smaller REDIS_TRADES"),
     ("MOVED", "refused", "it is a part of a cluster: name the node that the error names"),
@@ -112,6 +112,8 @@ class Wire:
 
         Raises RedisError, also when Redis refuses one of them; the connection is of no use then.
         """
+        if self._writer.is_closing():  # uvloop would call a write to it a bug of ours
+            raise RedisError("closed", "the connection was closed")
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 self._writer.write(b"".join(commands))
