@@ -5,7 +5,7 @@ import json
 import resource
 import secrets
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,27 +43,32 @@ class Container(Daemon):
     """
 
     def __init__(
-        self, folder: Path, image: str, *, network: str = "host", socket: Path | None = None,
+        self,
+        folder: Path,
+        image: str,
+        *,
+        network: str = "host",
+        mounts: Mapping[Path, str] | None = None,
         **environ: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(folder, **environ)
+        self.name = f"tradecore-{secrets.token_hex(4)}"
         self._image = image
         self._network = network
-        self._socket = socket
-        self.name = f"tradecore-{secrets.token_hex(4)}"
-        del self.environ["DATA_DIR"], self.environ["LOG_FORMAT"], self.environ["RING_CAPACITY"]
+        self._mounts = mounts or {}
+        for name in {"DATA_DIR", "LOG_FORMAT", "RING_CAPACITY"} - environ.keys():
+            del self.environ[name]  # as the image has it
+        self.environ.setdefault("HTTP_HOST", "127.0.0.1")
 
     async def start(self, *arguments: str) -> None:
         """Start it; `self.process` is podman, which passes on signals and the exit code."""
-        environ = {"HTTP_HOST": "127.0.0.1", **self.environ}
-        mounts = [f"--volume={self.name}:/data"]
-        if self._socket:
-            mounts.append(f"--volume={self._socket}:/run/postgresql")
         with self.log_file.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *images.command("podman", "run", "--rm", "--replace", f"--name={self.name}"),
-                *(f"--network={self._network}", "--log-driver=none", *LOCKED, *mounts),
-                *(f"--env={name}={value}" for name, value in environ.items()),
+                *(f"--network={self._network}", "--log-driver=none", *LOCKED),
+                *(f"--volume={self.name}:/data",),
+                *(f"--volume={source}:{target}:ro" for source, target in self._mounts.items()),
+                *(f"--env={name}={value}" for name, value in self.environ.items()),
                 *(self._image, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -115,12 +120,14 @@ class Container(Daemon):
 
 
 @asynccontextmanager
-async def container(folder: Path, image: str, **options: Any) -> AsyncIterator[Container]:
+async def container(
+    folder: Path, image: str, *arguments: str, **options: Any
+) -> AsyncIterator[Container]:
     """Run a container for the block; it and its volume are gone at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     one = Container(folder, image, **options)
     try:
-        await one.start()
+        await one.start(*arguments)
         yield one
     finally:
         images.podman("rm", "--force", "--time=0", "--ignore", one.name)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,32 +17,17 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
+from tests.compose_file import BIN, ROOT, SCRIPTS, make_secrets, read_compose
 from tests.redis_desk import needs_redis, redis_server
 from tradecore import __version__
 from tradecore.settings import VARIABLES, load
 from tradecore.store.binaries import find_binaries
 from tradecore.store.migrate import migrate
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "deploy" / "compose"
-BIN = Path(sys.executable).parent
 PROFILES = ("dev", "production")
 BUILT = {"dev": {"tradecore-dev", "exchange"}, "production": {"tradecore"}}
 BOUGHT = {"timescaledb", "redis", "prometheus", "grafana"}
 OUTSIDE = "com.docker.network.bridge.enable_ip_masquerade"
-
-
-def compose(profile: str) -> dict[str, Any]:
-    """Return what docker-compose makes of the file; it refuses what it does not know."""
-    command = (BIN / "docker-compose", "-f", ROOT / "compose.yaml", "--profile", profile, "config")
-    # The machine's own settings must not get into it.
-    environ = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-    done = subprocess.run(
-        [*command, "--format=json"], capture_output=True, text=True, timeout=60, env=environ
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    read: dict[str, Any] = json.loads(done.stdout)
-    return read
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -53,7 +37,7 @@ def profile(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def read(profile: str) -> dict[str, Any]:
-    return compose(profile)
+    return read_compose(profile)
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +139,9 @@ def test_what_is_mounted_is_there(read: dict[str, Any]) -> None:
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
     folder = tmp_path / "secrets"
-    make = ["sh", SCRIPTS / "secrets.sh", folder]
-    subprocess.run(make, check=True)
+    make_secrets(folder)
     first = {path.name: path.read_text() for path in folder.iterdir()}
-    subprocess.run(make, check=True)
+    make_secrets(folder)
     assert {path.name: path.read_text() for path in folder.iterdir()} == first
     return folder
 

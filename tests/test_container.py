@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import scene
 
 from tests import images
+from tests.compose_file import make_secrets, read_compose
 from tests.container import MEMORY_MIB, STOP_LIMIT_S, ULIMITS, Container, container
 from tests.fakes import SimulatedExchange, simulated_exchange
+from tests.redis_desk import needs_redis, redis_server
 from tests.torture.link import PORT, Link
 from tradecore.simulate.proof import prove
 
@@ -60,7 +63,7 @@ async def store(short_dir: Path, migrated_database: str) -> Any:
 
 def options(exchange: SimulatedExchange, store: Store) -> dict[str, Any]:
     return {
-        "socket": store.folder,
+        "mounts": {store.folder: "/run/postgresql"},
         "DATABASE_URL_FILE": "/run/postgresql/dsn",
         "BINANCE_WEBSOCKET_URL": exchange.ws,
         "BINANCE_REST_URL": exchange.rest,
@@ -139,6 +142,69 @@ async def test_a_stop_stores_what_waits(tmp_path: Path, image: str, store: Store
         await scene.assert_exact(store.dsn, exchange)
 
 
+@needs_redis
+async def test_it_runs_as_compose_sets_it(tmp_path: Path, image: str, store: Store) -> None:
+    """Secrets come by file, the address is a public one, and Redis asks for a password."""
+    secrets = tmp_path / "secrets"
+    make_secrets(secrets)
+    users = ("--aclfile", str(secrets / "redis_users"))
+    async with (
+        simulated_exchange(symbols=SYMBOLS, rate=500) as exchange,
+        redis_server(store.folder, *users) as redis,
+    ):
+        password = (secrets / "redis_password").read_text()
+        url = (secrets / "redis_url").read_text().replace("redis:6379", f"127.0.0.1:{redis.port}")
+        (secrets / "redis_url").write_text(url)
+        (secrets / "database_url").write_text((store.folder / "dsn").read_text())
+        service = read_compose("production")["services"]["tradecore"]
+        redis.login = ("--no-auth-warning", "--user", "tradecore", "--pass", password)
+        given = service["environment"] | options(exchange, store) | {"HTTP_HOST": "0.0.0.0"}
+        given["DATABASE_URL_FILE"] = service["environment"]["DATABASE_URL_FILE"]
+        for secret in service["secrets"]:
+            given["mounts"][secrets / secret["source"]] = secret["target"]
+        async with container(tmp_path, image, **given) as one:
+            await one.until_stored(500)
+            assert await one.is_healthy()
+            await redis.until_last(lambda events: len(events) >= 3)
+            token = (secrets / "http_token").read_text()
+            known, called = {"Authorization": f"Bearer {token}"}, {"Host": "tradecore:3000"}
+            stranger = {"Host": "rebound.example"}
+            assert await status(one, "/metrics", called) == 200
+            assert await status(one, "/metrics", stranger) == 421
+            assert await status(one, "/api/coverage", called) == 401
+            assert await status(one, "/api/coverage", called | known) == 200
+            assert token not in one.log and password not in one.log
+            assert await one.terminate() == 0
+
+
+async def status(one: Container, path: str, headers: dict[str, str]) -> int:
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"http://127.0.0.1:{one.port}{path}") as response,
+    ):
+        return response.status
+
+
+async def test_the_exchange_of_the_development_profile(tmp_path: Path, image: str) -> None:
+    service = read_compose("dev")["services"]["exchange"]
+    async with container(tmp_path, image, *service["command"], network="none") as one:
+        kind, *check = service["healthcheck"]["test"]
+        assert kind == "CMD"
+        await until_done(one, *check)
+        assert await one.terminate() == 0
+
+
+async def until_done(one: Container, *command: str) -> str:
+    """Wait until the command succeeds in there; return its output."""
+    async with asyncio.timeout(STOP_LIMIT_S):
+        while True:
+            try:
+                return await one.run(*command)
+            except subprocess.CalledProcessError:
+                assert one.process is not None and one.process.returncode is None, one.log
+                await asyncio.sleep(0.1)
+
+
 async def test_without_database_and_venue_it_lives_unhealthy_and_stops(
     tmp_path: Path, image: str
 ) -> None:
@@ -152,14 +218,7 @@ async def test_without_database_and_venue_it_lives_unhealthy_and_stops(
     }
     async with container(tmp_path, image, network="none", **environ) as one:
         code = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3000/live').status)"
-        async with asyncio.timeout(STOP_LIMIT_S):
-            while True:
-                try:
-                    assert (await one.run("python", "-c", code)).strip() == "200"
-                    break
-                except subprocess.CalledProcessError:
-                    assert one.process is not None and one.process.returncode is None, one.log
-                    await asyncio.sleep(0.1)
+        assert (await until_done(one, "python", "-c", code)).strip() == "200"
         assert not await one.is_healthy()
         assert await one.terminate() == 0
         assert "secret" not in one.log
