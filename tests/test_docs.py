@@ -13,12 +13,8 @@ from tradecore.metric_table import METRICS
 from tradecore.settings import VARIABLES
 
 ROOT = Path(__file__).parents[1]
-SKIPPED = {".venv", "build", "node_modules"}
 PAGES = sorted(
-    page
-    for page in ROOT.rglob("*.md")
-    if not SKIPPED.intersection(page.relative_to(ROOT).parts)
-    and not any(part.startswith(".") for part in page.relative_to(ROOT).parts)
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 )
 OTHER_NAMES = {
     "tradecore_drop_expired",  # a procedure in the database
