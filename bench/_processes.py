@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Running:
     process: asyncio.subprocess.Process
     http: str
     """Base URL of its HTTP server."""
+    ready: dict[str, Any] = field(default_factory=dict)
+    """What the exchange said when it was ready; its market, for one."""
 
     def cpu_s(self) -> float:
         """User and system CPU seconds since its start."""
@@ -60,7 +62,7 @@ async def exchange(*options: str) -> AsyncIterator[tuple[Running, str]]:
         assert process.stdout is not None
         async with asyncio.timeout(START_LIMIT_S):
             ready = json.loads(await process.stdout.readline())
-        yield Running(process, ready["rest"]), ready["ws"]
+        yield Running(process, ready["rest"], ready), ready["ws"]
     finally:
         await _end(process)
 

@@ -1,0 +1,150 @@
+"""Abuse of the side server: does the capture notice? Exchange, daemon and crowd share the cores.
+
+The same daemon at 2,000 trades/s is left alone, then abused for as long, always with ten scrapers
+every 100 ms: by requests (wrong tokens, forged Hosts, huge headers, wrong methods and paths, TLS on
+the plain port), then by connections (1,500 that ask nothing, 300 that send a head byte by byte).
+What counts is receive -> commit by the server's commit times, that a probe is answered meanwhile,
+and that every trade is stored.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from urllib.parse import urlsplit
+
+import aiohttp
+import asyncpg
+import numpy as np
+from _database import database, server
+from _harness import HERE, Figure, arguments, figure, report
+from _processes import Running, daemon, exchange, output_of, until_ready
+from bench_e2e import LIST, STORED, environ, until_stored
+from prometheus_client.parser import text_string_to_metric_families
+
+from tradecore.simulate.market import Market
+from tradecore.simulate.proof import prove
+
+RATE = 2_000
+STAGE_S = 12.0
+SPARE_S = 15.0
+PROBE_S = 0.2
+TOKEN = "bench-token-of-no-secrecy"
+
+LATENCY = """
+    SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM
+        pg_xact_commit_timestamp(xmin) - received_at)) AS quantiles, count(*) AS rows
+    FROM raw_trades WHERE received_at BETWEEN to_timestamp($1) AND to_timestamp($2)
+"""
+
+
+async def watch(running: Running, delays_s: list[float]) -> None:
+    """Ask whether the daemon is ready, as a supervisor does, with a connection for each time."""
+    while True:
+        begin = time.monotonic()
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+            session.get(running.http + "/ready") as response,
+        ):
+            assert response.status == 200, f"/ready answered {response.status}"
+            await response.read()
+        delays_s.append(time.monotonic() - begin)
+        await asyncio.sleep(PROBE_S)
+
+
+async def stage(running: Running, dsn: str, who: str, baseline: str = "") -> list[Figure]:
+    """Measure the daemon for a while; with a `baseline`, while it is abused."""
+    crowd = None
+    port = str(urlsplit(running.http).port)
+    if baseline:
+        command = (sys.executable, str(HERE / "_abuse.py"), port, who, str(STAGE_S + 2.0))
+        crowd = asyncio.create_task(output_of(command))
+        await asyncio.sleep(2.0)
+    delays_s: list[float] = []
+    probe = asyncio.create_task(watch(running, delays_s))
+    begin, cpu_s = time.time(), running.cpu_s()
+    await asyncio.sleep(STAGE_S)
+    end, cpu_s = time.time(), running.cpu_s() - cpu_s
+    probe.cancel()
+    await asyncio.gather(probe, return_exceptions=True)
+    if not probe.cancelled():
+        probe.result()
+    counts: Counter[str] = Counter(json.loads(await crowd) if crowd else {})
+    await asyncio.sleep(1.0)
+    connection = await asyncpg.connect(dsn)
+    try:
+        row = await connection.fetchrow(LATENCY, begin, end)
+    finally:
+        await connection.close()
+    assert row["rows"] > 0.9 * RATE * STAGE_S, f"{row['rows']} rows in {STAGE_S:.0f} s"
+    values = {
+        "receive -> commit p50": (row["quantiles"][0] * 1e3, "ms"),
+        "receive -> commit p99": (row["quantiles"][1] * 1e3, "ms"),
+        "/ready p99": (float(np.percentile(delays_s, 99)) * 1e3, "ms"),
+        "CPU of the daemon": (cpu_s / STAGE_S * 100, "% of a core"),
+    }
+    name = f"abuse, {RATE:,} trades/s"
+    figures = []
+    for what, (value, unit) in values.items():
+        other = f"{what}, {baseline}" if baseline else ""
+        figures.append(figure(name, f"{what}, {who}", [value], unit, baseline=other))
+    figures += [
+        figure(name, f"crowd of {who}: {what}", [count / (STAGE_S + 2.0)], "/s")
+        for what, count in sorted(counts.items())
+    ]
+    return figures
+
+
+async def refusals(running: Running) -> dict[str, float]:
+    """Return what the daemon has counted."""
+    families = text_string_to_metric_families(await running.get("/metrics"))
+    (family,) = (one for one in families if one.name == "tradecore_http_refused")
+    return {one.labels["reason"]: one.value for one in family.samples}
+
+
+async def measure(server_dsn: str) -> list[Figure]:
+    """Return all figures of this bench; raise when a trade is missing, doubled or wrong."""
+    count = int(RATE * (3 * STAGE_S + SPARE_S))
+    pace = ("--symbols", LIST, "--rate", str(RATE), "--count", str(count))
+    async with (
+        database(server_dsn, "bench_abuse") as dsn,
+        exchange(*pace) as (venue, ws),
+        daemon({**environ(dsn, ws, venue.http, "trade"), "HTTP_TOKEN": TOKEN}) as running,
+    ):
+        await until_ready(running)
+        await asyncio.sleep(2.0)
+        figures = await stage(running, dsn, "quiet")
+        figures += await stage(running, dsn, "requests", "quiet")
+        figures += await stage(running, dsn, "connections", "quiet")
+        counted = await refusals(running)
+        peak_mib = running.memory_mib("VmHWM")
+        connection = await asyncpg.connect(dsn)
+        try:
+            await until_stored(connection, count)
+            sent = json.loads(await venue.get("/sim/state"))["symbols"]
+            ranges = {name: (one["first_id"], one["last_id"]) for name, one in sent.items()}
+            proofs = await prove(connection, Market(**venue.ready["market"]), ranges)
+            assert await connection.fetchval(STORED) == count
+        finally:
+            await connection.close()
+    assert all(proof.holds for proof in proofs.values()), [p.differences for p in proofs.values()]
+    name = f"abuse, {RATE:,} trades/s"
+    equal = sum(proof.equal for proof in proofs.values())
+    return [
+        *figures,
+        figure(name, "peak RSS of the daemon", [peak_mib], "MiB"),
+        figure(name, f"trades of {count:,} equal row by row", [equal], "trades"),
+        *(figure(name, f"refused: {reason}", [n], "times") for reason, n in counted.items()),
+    ]
+
+
+async def main() -> list[Figure]:
+    """Run this bench alone."""
+    async with server() as dsn:
+        return await measure(dsn)
+
+
+if __name__ == "__main__":
+    options = arguments(__doc__).parse_args()
+    raise SystemExit(report(asyncio.run(main()), options.json))
