@@ -46,6 +46,8 @@ async def test_a_token_is_asked_for_all_but_probes(host):
         assert await statuses(server, ASKS) == [401] * len(ASKS)
         response, body = await fetch(server, "/api")
         _, of_the_api = await fetch(server, "/api/v3/ping")
+        of_a_page = {"Sec-Fetch-Dest": "empty"}
+        by_a_page, _ = await fetch(server, "/api", headers=of_a_page)
         for shown in RIGHT:
             assert await statuses(server, ("/", "/api", "/ready", "/no"), shown) == [
                 *(200, 200, 200, 404)
@@ -54,9 +56,10 @@ async def test_a_token_is_asked_for_all_but_probes(host):
         'Basic realm="tradecore", charset="UTF-8"',
         'Bearer realm="tradecore"',
     ]
+    assert by_a_page.headers.getall("WWW-Authenticate") == ['Bearer realm="tradecore"']
     assert json.loads(body)["text"] == "Show the token of HTTP_TOKEN."
     assert json.loads(of_the_api) == {"code": -2015, "msg": "Show the token of HTTP_TOKEN."}
-    assert counts.use().refused["token_missing"] == len(ASKS) + 2
+    assert counts.use().refused["token_missing"] == len(ASKS) + 3
 
 
 @pytest.mark.parametrize("shown", WRONG)

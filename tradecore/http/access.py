@@ -34,8 +34,9 @@ FAILURES_PER_S = 1.0
 FAILURES_BURST = 10
 """So many wrong tokens of one peer are looked at."""
 
-CHALLENGES = ('Basic realm="tradecore", charset="UTF-8"', 'Bearer realm="tradecore"')
-"""The first makes browsers ask for the token, as a password; the name does not matter."""
+BASIC = 'Basic realm="tradecore", charset="UTF-8"'
+"""Makes browsers ask for the token, as a password; the name does not matter."""
+BEARER = 'Bearer realm="tradecore"'
 
 
 _SEES_INSIDE = web.RequestKey("sees_inside", bool)
@@ -163,15 +164,17 @@ def sees_inside(request: web.Request) -> bool:
     return bool(request.get(_SEES_INSIDE))
 
 
-def add_reply_headers(refusal: Refusal, response: web.StreamResponse) -> None:
+def add_reply_headers(request: web.Request, refusal: Refusal, response: web.StreamResponse) -> None:
     """Say when to come again, what may be asked instead, and how to show a token."""
     if refusal.wait_s:
         response.headers[hdrs.RETRY_AFTER] = str(math.ceil(refusal.wait_s))
     if refusal.status == 405:
         response.headers[hdrs.ALLOW] = "GET, HEAD"
     if refusal.status == 401:
-        for challenge in CHALLENGES:
-            response.headers.add(hdrs.WWW_AUTHENTICATE, challenge)
+        # For Basic a browser asks its user: once, when it opens a page, and not for its scripts.
+        if request.headers.get("Sec-Fetch-Dest") not in ("empty", "websocket"):
+            response.headers.add(hdrs.WWW_AUTHENTICATE, BASIC)
+        response.headers.add(hdrs.WWW_AUTHENTICATE, BEARER)
 
 
 def _digest(token: str) -> bytes:

@@ -196,7 +196,7 @@ class Guard:
     def _refused(self, request: web.Request, refusal: Refusal) -> web.Response:
         self._counts.refused(refusal.reason)
         answer = error_answer(refusal.status, refusal.text, path=request.path)
-        add_reply_headers(refusal, answer)
+        add_reply_headers(request, refusal, answer)
         answer.force_close()
         return answer
 

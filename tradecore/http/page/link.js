@@ -9,6 +9,9 @@ const SHARE = 50;
 // The daemon closes who sends more than five requests a second.
 const BETWEEN_REQUESTS_MS = 250;
 
+// Without the name and password that an address may carry: fetch refuses those.
+const BASE = location.origin + location.pathname;
+
 function waitMs(failures) {
   const longest = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** failures);
   return longest * (0.5 + Math.random() / 2);
@@ -63,7 +66,7 @@ export async function ask(path, stopped) {
   const begun = performance.now();
   const limit = AbortSignal.timeout(ANSWER_LIMIT_MS);
   try {
-    const response = await fetch(path, { signal: AbortSignal.any([stopped, limit]) });
+    const response = await fetch(new URL(path, BASE), { signal: AbortSignal.any([stopped, limit]) });
     const body = await response.json();
     const { status, headers } = response;
     return { status, body, headers, tookMs: performance.now() - begun };
@@ -126,7 +129,7 @@ export class Stream {
 
   #connect() {
     this.#state("connecting");
-    const url = new URL("stream", location.href);
+    const url = new URL("stream", BASE);
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url);
     this.#socket = socket;

@@ -129,8 +129,9 @@ export class Market {
     this.#stopped?.abort();
   }
 
-  /** Read the history anew, at once. */
+  /** Read the history anew, at once: the stream may have missed something. */
   reload() {
+    this.#traded = false;
     this.#loadedMs = -Infinity;
     this.#stopped?.abort();
     this.#stopped = null;
@@ -146,7 +147,9 @@ export class Market {
   #takeTrade({ t: id, p: price, q: quantity, T: timeMs, m: isSell }) {
     const trade = { id, price, quantity, timeMs, isSell };
     this.tradeMs = performance.now();
+    const isLate = id < (this.#trades.at(-1)?.id ?? id); // was missing, and came after all
     this.#trades.push(trade);
+    if (isLate) this.#trades.sort((one, other) => one.id - other.id);
     if (this.#trades.length > 4 * TRADES) this.#trades = this.#trades.slice(-TRADES);
     this.#dirty = true;
     if (this.#last !== null) this.#extend(trade); // else the history comes first

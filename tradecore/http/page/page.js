@@ -35,7 +35,7 @@ const stream = new Stream(takeEvent, (state) => {
 const polls = [
   new Poll(() => "health", HEALTH_MS, takeHealth),
   new Poll(() => "health/binance", FEED_MS, takeFeed),
-  new Poll(pricesPath, FEED_MS, takePrices),
+  new Poll(pricesPath, FEED_MS, unlessRefused(takePrices)),
 ];
 
 function takeHealth(next) {
@@ -56,6 +56,16 @@ function takeHealth(next) {
     }
   }
   showVerdict();
+}
+
+/** Health is open to all: that a token is asked for shows at other paths. */
+function unlessRefused(take) {
+  return (next) => {
+    if (next.status !== 401) return take(next);
+    answer = next;
+    showVerdict();
+    for (const one of [...polls, stream, market]) one.stop();
+  };
 }
 
 function takeFeed({ body }) {
