@@ -15,6 +15,7 @@ PATHS = ("/api", "/health", "/health/db", "/health/binance", "/ready", "/live", 
 
 HOST = "Host: localhost"
 LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LIVE_ONCE = LIVE.replace(b"Host", b"Connection: close\r\nHost")
 API = b"GET /api/v3/ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -38,8 +39,11 @@ async def fetch(server, path, method="GET", **options):
 
 
 @contextlib.asynccontextmanager
-async def connected(server):
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+async def connected(server, address="127.0.0.1"):
+    """Yield a connection from an address of the loopback."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", server.port, local_addr=(address, 0)
+    )
     try:
         yield reader, writer
     finally:

@@ -8,6 +8,7 @@ from aiohttp import web
 from http_desk import (
     API,
     LIVE,
+    LIVE_ONCE,
     Failing,
     assert_secure,
     connected,
@@ -18,6 +19,7 @@ from http_desk import (
 )
 
 from tradecore.http import connections, security
+from tradecore.http.counts import HttpCounts
 from tradecore.http.server import SideServer
 
 
@@ -215,3 +217,59 @@ async def test_a_pool_of_a_hundred_and_a_crowd_of_idlers_leave_room_for_others()
             for _ in range(20):
                 assert (await fetch(server, "/live"))[0].status == 200
         assert await asyncio.gather(*(status("/live") for _ in range(100))) == [200] * 100
+
+
+async def test_the_last_places_are_for_those_who_have_few(monkeypatch):
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 6)
+    monkeypatch.setattr(connections, "KEPT_MAX", 2)
+    counts = HttpCounts()
+    async with serving(server_class=Waiting, counts=counts) as server, busy(server, 4):
+        assert (await raw(server, API)).startswith(b"HTTP/1.1 503 ")  # they have 4, and 2 are kept
+        assert (await raw(server, LIVE_ONCE)).startswith(b"HTTP/1.1 200 ")  # but for probes
+        for _ in range(2):
+            async with connected(server, "127.0.0.2") as (reader, writer):
+                writer.write(API)
+                assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        server.go.set()
+    assert counts.use().refused["crowd"] == 1
+
+
+async def test_nobody_gives_way_to_a_peer_that_has_more(monkeypatch):
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 4)
+    monkeypatch.setattr(connections, "KEPT_MAX", 1)
+    monkeypatch.setattr(connections, "IDLE_LEAST_S", 0.0)
+    async with serving() as server, contextlib.AsyncExitStack() as stack:
+
+        async def come(address):
+            reader, writer = await stack.enter_async_context(connected(server, address))
+            writer.write(LIVE)
+            async with asyncio.timeout(20):
+                await reader.readuntil(b"true}\n")
+            return reader, writer
+
+        alone = await come("127.0.0.2")
+        crowd = [await come("127.0.0.1") for _ in range(6)]
+        async with asyncio.timeout(20):
+            alone[1].write(LIVE)
+            assert await alone[0].readuntil(b"true}\n")
+            for reader, _ in crowd[:4]:  # the crowd has given way to itself
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        await come("127.0.0.3")
+        alone[1].write(LIVE)
+        assert await alone[0].readuntil(b"true}\n")
+
+
+async def test_what_is_cut_off_is_counted(monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.05)
+    monkeypatch.setattr(connections, "ANSWER_LIMIT_S", 0.05)
+    counts = HttpCounts()
+    async with serving(server_class=Failing, counts=counts) as server:
+        assert await raw(server, LIVE[:20]) == b""
+        assert counts.use().refused["slow"] == 1
+        async with connected(server) as (reader, writer):
+            writer.write(LIVE)
+            await reader.readline()
+            writer.transport.pause_reading()
+            await until_connections(server, 0)
+    assert counts.use().refused["slow"] == 2

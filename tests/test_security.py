@@ -198,28 +198,6 @@ async def test_a_bug_is_a_500_without_internals(caplog):
 # --- rate limit -----------------------------------------------------------------------------
 
 
-def test_bucket_fills_with_time():
-    now_ns = 0
-    limiter = RateLimiter(per_s=2.0, burst=3, now_ns=lambda: now_ns)
-    assert [limiter.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-    assert limiter.take("b") == 0.0
-    now_ns = 250_000_000
-    assert limiter.take("a") == 0.25
-    now_ns = 500_000_000
-    assert [limiter.take("a") for _ in range(2)] == [0.0, 0.5]
-    now_ns = 3_600_000_000_000
-    assert [limiter.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-
-
-def test_bucket_memory_is_bounded():
-    limiter = RateLimiter(burst=1, peers_max=100, now_ns=lambda: 0)
-    limiter.take("often")
-    for i in range(10_000):
-        limiter.take(f"peer{i}")
-        assert limiter.take("often") > 0.0
-    assert len(limiter._buckets) == 100
-
-
 async def test_too_many_requests_are_429_but_live_is_served(monkeypatch):
     monkeypatch.setattr(RateLimiter.__init__, "__defaults__", (0.1, 3, 1024, lambda: 0))
     async with serving() as server:
@@ -229,3 +207,17 @@ async def test_too_many_requests_are_429_but_live_is_served(monkeypatch):
     assert answers[-1].headers["Retry-After"] == "10"
     assert_secure(answers[-1].headers)
     assert live.status == 200
+
+
+async def test_scrapers_do_not_use_up_what_probes_may_ask(monkeypatch):
+    monkeypatch.setattr(RateLimiter.__init__, "__defaults__", (0.1, 3, 1024, lambda: 0))
+    counts = HttpCounts()
+    async with serving(counts=counts) as server:
+        found = {
+            path: [(await fetch(server, path))[0].status for _ in range(4)]
+            for path in ("/metrics", "/ready", "/api", "/live")
+        }
+    assert found.pop("/live") == [200] * 4
+    assert list(found.values()) == [[200, 200, 200, 429]] * 3
+    assert counts.use().refused["rate"] == 3
+    assert counts.use().requests[("/ready", "4xx")] == 1

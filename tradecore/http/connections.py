@@ -42,7 +42,7 @@ DOOR_MAX = 256
 """So many more that are about to be turned away."""
 DOOR_LIMIT_S = 2.0
 RETRY_AFTER_S = 1
-BACKLOG = 256
+BACKLOG = 1024
 """So many may wait for us to take them up."""
 
 LINE_MAX_BYTES = 8190
