@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tradecore.store.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.timeout(400)  # the first one may have to unpack Debian
 
-UNITS = Path(__file__).parents[1] / "deploy" / "systemd"
+INSTALLER = Path(__file__).parents[1] / "deploy" / "systemd" / "install.sh"
 PASSWORD = "hunter2-hunter2"
 SYMBOLS = "BTCUSDT,ETHUSDT,BNBUSDT,SOLUSDT,ADAUSDT,XRPUSDT,DOGEUSDT,PEPEUSDT"
 
@@ -64,8 +66,12 @@ def machine(short_dir: Path) -> Iterator[Machine]:
 
 def install(machine: Machine, instances: dict[str, str], **settings: Any) -> None:
     """Do what the installer and the operator do; `instances` are units with their settings file."""
-    for unit in ("tradecore.service", "tradecore@.service"):
-        machine.write(f"etc/systemd/system/{unit}", (UNITS / unit).read_text())
+    subprocess.run(
+        ["sh", INSTALLER, "units"],
+        env={**os.environ, "DESTDIR": str(machine.root)},
+        check=True,
+        capture_output=True,
+    )
     shared = "".join(f"{name}={value}\n" for name, value in settings.items())
     machine.write("etc/tradecore/tradecore.conf", shared)
     for name, text in instances.items():
@@ -128,10 +134,10 @@ async def test_the_service_from_its_start_to_its_end(
     )
     unit = "tradecore.service"
     machine.run("systemctl", "start", "--no-block", unit)
-    state = await machine.until(unit, lambda state: "no trade comes in" in state["StatusText"])
+    state = await machine.until(unit, lambda now: "no trade comes in" in now["StatusText"])
     assert state["ActiveState"] == "activating", "the venue is away"
     async with simulated_exchange(
-        port=venue_port, rate=1000, count=8000, symbols="BTCUSDT,ETHUSDT"
+        port=venue_port, rate=1000, count=10_000, symbols="BTCUSDT,ETHUSDT"
     ) as exchange:
         state = await machine.until(unit, active)
         assert (await ask(http_port, "/ready"))["ready"]
@@ -147,6 +153,14 @@ async def test_the_service_from_its_start_to_its_end(
         folder = (machine.root / "var/lib/private/tradecore").stat()
         assert (folder.st_uid, folder.st_mode & 0o777) == (int(state["UID"]), 0o700)
         assert "CapEff:\t0000000000000000" in (machine.root / "proc" / pid / "status").read_text()
+
+        conf = (machine.root / "etc/tradecore/tradecore.conf").read_text()
+        machine.write("etc/tradecore/tradecore.conf", conf.replace("BTCUSDT,", ""))
+        machine.run("systemctl", "reload", unit)
+        await machine.until(unit, lambda now: "streams 3/3" in now["StatusText"])
+        machine.write("etc/tradecore/tradecore.conf", conf)
+        machine.run("systemctl", "reload", unit)
+        await machine.until(unit, lambda now: "streams 6/6" in now["StatusText"])
 
         # A hang: no sign of life, killed, started anew, and what it missed is filled.
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", unit)
