@@ -1,4 +1,4 @@
-"""The queries of docs/data.md run on every level, and answer what Python computes from the rows."""
+"""The queries of docs/ run on every level, and answer what Python computes from the rows."""
 
 import json
 import random
@@ -22,8 +22,8 @@ from tradecore.store.partitions import Partitions
 pytestmark = pytest.mark.every_level
 
 PAGES = Path(__file__).parents[1] / "docs"
-PAGE = PAGES / "data.md"
-QUERIES = dict(re.findall(r"<!-- query: (\w+) -->\n```sql\n(.*?)```", PAGE.read_text(), re.DOTALL))
+TEXT = "".join((PAGES / name).read_text() for name in ("data.md", "queries.md"))
+QUERIES = dict(re.findall(r"<!-- query: (\w+) -->\n```sql\n(.*?)```", TEXT, re.DOTALL))
 
 DAY = datetime(2026, 11, 27, tzinfo=UTC)
 NEXT = DAY + timedelta(days=1)
@@ -105,7 +105,7 @@ def near(found: Decimal, expected: Decimal) -> bool:
 
 
 async def test_every_query_runs(desk: Desk) -> None:
-    assert len(QUERIES) == PAGE.read_text().count("```sql"), "a block without a name"
+    assert len(QUERIES) == TEXT.count("```sql"), "a block without a name"
     level = await detect_level(desk.conn)
     foreign = "room_timescale" if level == "plain" else "room_plain"
     for name in QUERIES:
@@ -117,7 +117,7 @@ async def test_every_query_of_the_other_pages_runs(desk: Desk) -> None:
     queries = [
         query
         for page in PAGES.glob("*.md")
-        if page != PAGE
+        if page.name not in ("data.md", "queries.md")
         for query in re.findall(r"^```sql\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     ]
     assert queries
