@@ -4,6 +4,7 @@ It needs root, podman and buildah. No hub of images is asked: the Dockerfile's b
 its own Python, unpacked by mmdebstrap and given the base's name. Everything lies in CACHE.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -38,30 +39,50 @@ def podman(*arguments: str | Path, limit_s: float = _CALL_LIMIT_S) -> str:
 
 
 def build() -> str:
-    """Build the image from the tree as it is now and return its name.
+    """Build the image from the tree as it is now, unless it is built, and return its name.
 
-    What has not changed since the last time comes from the cache. Raises UnavailableError on a
-    machine that cannot, and subprocess.CalledProcessError when the Dockerfile does not build.
+    Raises UnavailableError on a machine that cannot, and subprocess.CalledProcessError when the
+    Dockerfile does not build.
     """
     with lock("containers"):
         _prepare_base()
-        # Packages come from where this machine gets its own; nothing of that is in the image.
-        settings = _HOME / "pip.conf"
-        settings.write_text(_pip_settings())
-        mounts = [f"--volume={settings}:/etc/pip.conf:ro"]
-        if _BUNDLE.exists():
-            mounts.append(f"--volume={_BUNDLE}:{_BUNDLE}:ro")
-        build = ("build", "--isolation=chroot", "--network=host", "--pull=never")
-        options = ("--format=docker", "--layers", *mounts)
-        try:
-            # The stage that compiles has a name as well, for what has none is cleared away.
-            for target in (("--target=build", f"--tag={IMAGE}-build"), (f"--tag={IMAGE}",)):
-                arguments = (*build, *options, *target, ROOT)
-                run(*command("buildah", *arguments), limit_s=_BUILD_LIMIT_S)
-            podman("image", "prune", "--force")
-        finally:
-            run(*command("buildah", "rm", "--all"))
+        built = _HOME / "built"
+        digest = _digest()
+        if not (built.exists() and built.read_text() == digest):
+            _build()
+            built.write_text(digest)
     return IMAGE
+
+
+def _digest() -> str:
+    """Return a hash of all that goes into the image."""
+    whole = hashlib.sha256()
+    ignore = (ROOT / ".dockerignore").read_text().split()
+    for name in ("Dockerfile", *(line[1:] for line in ignore if line.startswith("!"))):
+        path = ROOT / name
+        for one in sorted(path.rglob("*.*")) if path.is_dir() else [path]:
+            if one.is_file() and one.suffix not in (".c", ".pyc", ".so"):
+                whole.update(b"%s\0%s" % (str(one).encode(), one.read_bytes()))
+    return whole.hexdigest()
+
+
+def _build() -> None:
+    # Packages come from where this machine gets its own; nothing of that is in the image.
+    settings = _HOME / "pip.conf"
+    settings.write_text(_pip_settings())
+    mounts = [f"--volume={settings}:/etc/pip.conf:ro"]
+    if _BUNDLE.exists():
+        mounts.append(f"--volume={_BUNDLE}:{_BUNDLE}:ro")
+    build = ("build", "--isolation=chroot", "--network=host", "--pull=never")
+    options = ("--format=docker", "--layers", *mounts)
+    try:
+        # The stage that compiles has a name as well, for what has none is cleared away.
+        for target in (("--target=build", f"--tag={IMAGE}-build"), (f"--tag={IMAGE}",)):
+            arguments = (*build, *options, *target, ROOT)
+            run(*command("buildah", *arguments), limit_s=_BUILD_LIMIT_S)
+        podman("image", "prune", "--force")
+    finally:
+        run(*command("buildah", "rm", "--all"))
 
 
 def base_name() -> str:
