@@ -45,16 +45,18 @@ class Crowd:
         self._port = port
 
     async def run(self, kind: str, seconds: float) -> None:
-        """Go on for so long, with "requests" or "connections"."""
-        work: list[Callable[[str], Awaitable[None]]] = [self._scrape] * SCRAPERS
-        if kind == "requests":
+        """Go on for so long, with "scrapes", "requests" or "connections"."""
+        work: list[Callable[[str], Awaitable[None]]] = []
+        if kind == "scrapes":
+            work += [self._scrape] * SCRAPERS
+        elif kind == "requests":
             for name, request in REQUESTS.items():
                 work += [self._flood(name, request)] * FLOODS
         else:
             work += [self._idle] * IDLERS + [self._drip] * SLOW
         tasks = set()
         for number, one in enumerate(work):
-            address = f"127.0.{1 + number // 250}.{1 + number % 250}"
+            address = f"127.{len(kind)}.{number // 250}.{1 + number % 250}"
             tasks.add(asyncio.create_task(self._again(one, address)))
         await asyncio.sleep(seconds)
 

@@ -55,11 +55,12 @@ async def watch(running: Running, delays_s: list[float]) -> None:
 
 async def stage(running: Running, dsn: str, who: str, baseline: str = "") -> list[Figure]:
     """Measure the daemon for a while; with a `baseline`, while it is abused."""
-    crowd = None
-    port = str(urlsplit(running.http).port)
+    crowds = []
     if baseline:
-        command = (sys.executable, str(HERE / "_abuse.py"), port, who, str(STAGE_S + 2.0))
-        crowd = asyncio.create_task(output_of(command))
+        for kind in ("scrapes", who):
+            port = str(urlsplit(running.http).port)
+            command = (sys.executable, str(HERE / "_abuse.py"), port, kind, str(STAGE_S + 2.0))
+            crowds.append(asyncio.create_task(output_of(command)))
         await asyncio.sleep(2.0)
     delays_s: list[float] = []
     probe = asyncio.create_task(watch(running, delays_s))
@@ -70,7 +71,9 @@ async def stage(running: Running, dsn: str, who: str, baseline: str = "") -> lis
     await asyncio.gather(probe, return_exceptions=True)
     if not probe.cancelled():
         probe.result()
-    counts: Counter[str] = Counter(json.loads(await crowd) if crowd else {})
+    counts: Counter[str] = Counter()
+    for crowd in crowds:
+        counts.update(json.loads(await crowd))
     await asyncio.sleep(1.0)
     connection = await asyncpg.connect(dsn)
     try:

@@ -43,7 +43,7 @@ DOOR_MAX = 256
 DOOR_LIMIT_S = 2.0
 RETRY_AFTER_S = 1
 BACKLOG = 1024
-"""So many may wait for us to take them up."""
+"""So many may wait for us to take them up; of those beyond, the client asks again after 1 s."""
 
 LINE_MAX_BYTES = 8190
 """A request line: lists of symbols are long."""
@@ -80,6 +80,8 @@ class House:
         self._streams = streams
         self._inside: set[GuardedConnection] = set()
         self._of_peer: Counter[str] = Counter()
+        self._ripe: list[GuardedConnection] = []
+        self._none_before_s = 0.0
         # Those who came first stand first.
         self._door: dict[GuardedConnection, None] = {}
 
@@ -127,14 +129,23 @@ class House:
 
     def _longest_waiting(self, now_s: float) -> "GuardedConnection | None":
         """Return who gives way: of those with most connections, who has waited longest."""
-        waiting = (
-            one
-            for one in self._inside
-            if one.is_waiting and now_s - one.waits_since_s >= IDLE_LEAST_S
-        )
-        return min(
-            waiting, key=lambda one: (-self._of_peer[one.peer], one.waits_since_s), default=None
-        )
+        while self._ripe:
+            if self._is_ripe(one := self._ripe.pop(), now_s):
+                return one
+        if now_s < self._none_before_s:
+            return None
+        # A flood must not have us look at all of them for each that comes.
+        waiting = [one for one in self._inside if one.is_waiting]
+        self._ripe = [one for one in waiting if self._is_ripe(one, now_s)]
+        self._ripe.sort(key=lambda one: (-self._of_peer[one.peer], one.waits_since_s), reverse=True)
+        if not self._ripe:
+            since_s = min((one.waits_since_s for one in waiting), default=now_s)
+            self._none_before_s = since_s + IDLE_LEAST_S
+            return None
+        return self._ripe.pop()
+
+    def _is_ripe(self, one: "GuardedConnection", now_s: float) -> bool:
+        return one in self._inside and one.is_waiting and now_s - one.waits_since_s >= IDLE_LEAST_S
 
 
 class GuardedConnection(web.RequestHandler):
