@@ -305,6 +305,8 @@ async def test_a_refusal_is_told_and_outlived(
             await redis.cli("CLIENT", "KILL", "TYPE", "normal")
         desk.feed(2)
         assert says in await desk.until_failed(reason)
+        away_s = desk.publisher.use().away_s or 0.0
+        await desk.until(lambda use: use.errors[reason] >= 3 and use.away_s > away_s + 0.1)
         await redis.cli(*mend.split(), *([""] if reason == "auth" else []))
         redis.login = ()
         desk.feed(3)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from math import ceil
 
 import orjson
@@ -110,13 +111,10 @@ class Publisher:
         try:
             while not self._stop.is_set():
                 await self._wait(backoff.next_delay_s())
-                begin_s = clock.mono_ns() / 1e9
                 try:
-                    await self._connect_and_publish()
+                    await self._connect_and_publish(backoff)
                 except RedisError as error:
                     self._failed(error)
-                if clock.mono_ns() / 1e9 - begin_s > _RETRY_CAP_S:
-                    backoff.reset()
         finally:
             self._latest.close()
             self._ended.set()
@@ -132,21 +130,22 @@ class Publisher:
 
     async def _wait(self, delay_s: float) -> None:
         """Wait so long, or until the end."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._stop.wait()
-        except TimeoutError:
-            pass
 
-    async def _connect_and_publish(self) -> None:
+    async def _connect_and_publish(self, backoff: Backoff) -> None:
         """Publish over one connection until `close`. Raises RedisError."""
         wire = await Wire.open(self._address)
         try:
             self._opened += 1
             self._latest.mark(self._ids())
             self._status_due_s = self._sweep_due_s = 0.0
+            opened_s = clock.mono_ns() / 1e9
             while True:
                 begin_s = clock.mono_ns() / 1e9
+                if begin_s - opened_s > _RETRY_CAP_S:
+                    backoff.reset()
                 stopping = self._stop.is_set()
                 await self._publish(wire, begin_s)
                 if stopping:
@@ -155,8 +154,9 @@ class Publisher:
                 await self._wait(begin_s + INTERVAL_S - clock.mono_ns() / 1e9)
         finally:
             wire.close()
-            self._up = False
-            self._since_ns = clock.mono_ns()
+            if self._up:
+                self._up = False
+                self._since_ns = clock.mono_ns()
 
     async def _publish(self, wire: Wire, now_s: float) -> None:
         """Send all that is news now, a command and its answer at a time."""
@@ -172,9 +172,11 @@ class Publisher:
             limit = ("MAXLEN", "~", self._trades_kept)
             commands.append(command("XADD", TRADES, *limit, "*", "count", trades, "trades", events))
         if commands:
-            self._trades_dropped += trades  # until we know that they came
-            await wire.call(commands)
-            self._trades_dropped -= trades
+            try:
+                await wire.call(commands)
+            except RedisError:
+                self._trades_dropped += trades  # they may have come: nobody knows
+                raise
             self._trades += trades
             self._succeeded()
 
