@@ -27,7 +27,7 @@ RELEASE = "bookworm"
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3")
 _PYTHON = (3, 11)  # of that release
 _TREE = CACHE / "machine"
-_GROUPS = Path("/sys/fs/cgroup/unified")
+_GROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 _LIMIT_S = 60
 
 # The second hierarchy takes the place of the first, /run has to be on another disk than the tree.
@@ -51,8 +51,7 @@ def prepare() -> str:
         raise UnavailableError("booting a machine needs root")
     if shutil.which("systemd-nspawn") is None:
         raise UnavailableError("systemd-nspawn is missing: apt-get install systemd-container")
-    if not os.access(_GROUPS / "cgroup.procs", os.W_OK):
-        raise UnavailableError(f"there is no second hierarchy of control groups at {_GROUPS}")
+    _groups()
     with lock("machine"):
         if not debian.is_unpacked(_TREE):
             try:
@@ -60,6 +59,14 @@ def prepare() -> str:
             except debian.UnpackError as error:
                 raise UnavailableError(f"a machine to boot: {error}") from error
     return f"{RELEASE} with systemd"
+
+
+def _groups() -> Path:
+    """Return where the second version of control groups is mounted; raises UnavailableError."""
+    for folder in _GROUPS:
+        if os.access(folder / "cgroup.procs", os.W_OK):
+            return folder
+    raise UnavailableError("booting a machine needs control groups of the second version")
 
 
 class Machine:
@@ -127,7 +134,7 @@ def booted(binds: Mapping[Path, str]) -> Iterator[Machine]:
         raise UnavailableError("the machine has Python 3.11, for which nothing is built here")
     prepare()
     name = f"tradecore-test-{secrets.token_hex(6)}"
-    group = _GROUPS / name
+    group = _groups() / name
     group.mkdir()
     packages = Path(sys.prefix, "lib/python3.11/site-packages").resolve()
     mounts = [f"--bind-ro={packages}:/{PROGRAM}/packages"]
