@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from http_desk import assert_secure, fetch, serving
 from page_desk import DESKTOP, PHONE, Tab, browsing
-from scene import connected
+from scene import connected, metrics
 from snapshots import HEALTHY, changed
 
 from tests.daemon import WAIT_LIMIT_S, Daemon, daemon
@@ -103,6 +103,7 @@ def test_the_page_has_nothing_from_elsewhere_and_no_markup_from_data():
 WHOLE = {"holes": Holes(), "audit__mismatches": {}, "counters__trades_far_below": 0}
 ONE_HOLE = Holes(open=1, ids_missing=3, oldest_age_s=4.0)
 DEAD = {"connections": (), "uptime_s": 3600.0}
+NEW = {"connections": (), "symbols": HEALTHY.symbols[1:]}
 AWAY = {"database__reachable": False, "database__last_error": "connection refused"}
 
 VERDICTS = [
@@ -117,7 +118,8 @@ VERDICTS = [
     ({**WHOLE, **AWAY, "database__away_s": 12.0}, "warn", "database_away", "trades wait"),
     ({**WHOLE, **AWAY, "database__away_s": 40.0}, "bad", "database_away", "Not ready"),
     ({**WHOLE, **DEAD}, "bad", "no_live_stream", "Not ready: no live stream"),
-    ({**WHOLE, "connections": ()}, "wait", "starting", "Starting"),
+    ({**WHOLE, "connections": ()}, "bad", "no_live_stream", "Not ready: no live stream"),
+    ({**WHOLE, **NEW}, "wait", "starting", "Starting"),
     ({**WHOLE, "ring__above_high_water": True}, "bad", "ring_above_high_water", "nearly full"),
     ({**WHOLE, "ring__oldest_age_s": 60.0}, "warn", "behind", "Behind"),
     ({**WHOLE, "streams_wanted": 9}, "warn", "streams_missing", "streams are missing"),
@@ -298,6 +300,27 @@ async def assert_candles_are_those_of_the_tables(tab: Tab, one: Daemon, dsn: str
     await tab.click("#intervals button")
 
 
+async def assert_asks_nothing_while_hidden(tab: Tab, one: Daemon) -> None:
+    def hide(value: str) -> str:
+        return (
+            f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+
+    async with asyncio.timeout(WAIT_LIMIT_S):
+        assert (await metrics(one))["tradecore_stream_clients"] == 1
+        await tab.run(hide("true"))
+        while (await metrics(one))["tradecore_stream_clients"]:
+            await asyncio.sleep(0.05)
+    asked = "performance.getEntriesByType('resource').length"
+    before = await tab.run(asked)
+    await asyncio.sleep(1.5)  # longer than a page that is seen waits
+    assert await tab.run(asked) == before
+    await tab.run(hide("false"))
+    await tab.until(f"{asked} > {before}")
+    await tab.until("document.querySelector('#stream').textContent === 'live'")
+
+
 async def test_the_page_follows_a_daemon_through_its_troubles(
     tmp_path: Path, pg_server: EmbeddedPostgres
 ) -> None:
@@ -314,6 +337,7 @@ async def test_the_page_follows_a_daemon_through_its_troubles(
         await exchange.fault("resume")
         await no_overflow(tab, PHONE)
         await no_overflow(tab, DESKTOP)
+        await assert_asks_nothing_while_hidden(tab, one)
 
         await pg_server.stop()
         await tab.until(state_is("database_away"))

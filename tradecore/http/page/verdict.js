@@ -48,7 +48,8 @@ function ofHealth(health, shards, nowMs) {
   const told = health.reasons.map((reason) => reason.text);
   const notes = [...told, databaseNote(health), holeNote(health), auditNote(health)];
   if (health.status === "failed") {
-    if (health.uptime_s < STARTING_S && codes.includes("no_live_stream")) {
+    const isNew = health.uptime_s < STARTING_S && health.counts.trades_received === 0;
+    if (isNew && codes.includes("no_live_stream")) {
       return verdict("wait", "starting", "Starting: connecting to the venue", ...notes);
     }
     const code = codes.find((one) => one in NOT_READY);
@@ -84,17 +85,21 @@ function ofHealth(health, shards, nowMs) {
   return verdict("good", "proven", "Captured and proven", ...notes);
 }
 
+function sentence(text) {
+  return `${text.replace(/[.\s]+$/, "")}.`;
+}
+
 function databaseNote({ database, ring }) {
   if (database.reachable) return "";
   const room = ring.absorbable_s === null ? "" : ` The ring has room for ${duration(ring.absorbable_s)}.`;
-  return database.last_error ? `It said: ${database.last_error}.${room}` : room.trim();
+  return database.last_error ? `It said: ${sentence(database.last_error)}${room}` : room.trim();
 }
 
 function holeNote({ completeness: { holes, ids_missing, oldest_hole_age_s, backfill, rest } }) {
   if (!holes) return "";
   const missing = `${many(ids_missing, "trade")} missing, the oldest hole is ${duration(oldest_hole_age_s)} old.`;
   const ban = rest.banned_s > 0 ? ` The venue may be asked again in ${duration(rest.banned_s)}.` : "";
-  const error = backfill.last_error ? ` Last trouble: ${backfill.last_error}.` : "";
+  const error = backfill.last_error ? ` Last trouble: ${sentence(backfill.last_error)}` : "";
   return missing + ban + error;
 }
 
