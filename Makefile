@@ -7,7 +7,9 @@
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
-# make pythons  build, install and test the wheel on each other Python from 3.11 on, of pyenv or the PATH
+# make pythons build, install and test the wheel on each other Python from 3.11 on, of pyenv or PATH
+# make sanitize  the extensions' tests under the sanitizers of addresses and undefined behaviour
+# make fuzz [SECONDS=40]   search, guided by coverage, for bytes that the extensions read wrong
 # make requirements   pin what the image installs to what is newest now, with hashes
 # make docs   docs/metrics.md and docs/settings.md from the tables in the code
 # make lint   ruff, mypy, cython-lint and bandit, without the tests
@@ -21,7 +23,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels image clients install demo bench torture pythons requirements docs lint venv clean
+.PHONY: run test levels image clients install demo bench torture pythons sanitize fuzz requirements docs lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -58,6 +60,12 @@ torture: venv
 
 pythons: venv
 	$(PY) -m tests.pythons
+
+sanitize: venv
+	$(PY) -m tests.instrumented sanitize
+
+fuzz: venv
+	$(PY) -m tests.instrumented fuzz $(or $(SECONDS),40)
 
 requirements: venv
 	sh tools/requirements.sh $(VENV)/bin
