@@ -159,7 +159,10 @@ class Continuity:
         """
         behind = self._behind.get(symbol)
         overdue = behind is not None and self._looked_s - behind.since_s >= TOLD_GRACE_S
-        if symbol in self.stale or overdue or self._printed.get(symbol, -1) > self.last_id(symbol):
+        if symbol in self.stale or overdue:
+            return False
+        printed = self._printed.get(symbol, -1)
+        if printed >= 0 and printed > self.last_id(symbol):
             return False
         track = self._capture.track(symbol)
         if track.hole is not None and self.stored.get(symbol, -1) <= track.hole[1]:
@@ -321,10 +324,12 @@ class Continuity:
 
     def _was_heard(self, symbol: str) -> bool:
         """Tell whether a trade, or a ticker that tells of one, came since the latest break."""
-        latest_ns = max(
-            self._capture.track(symbol).last_recv_ns, self._capture.told(symbol).recv_ns
+        since_ns = max(self._since_ns, self._joined(symbol))
+        capture = self._capture
+        return (
+            capture.track(symbol).last_recv_ns >= since_ns
+            or capture.told(symbol).recv_ns >= since_ns
         )
-        return latest_ns >= self._since_ns and latest_ns >= self._joined(symbol)
 
     def _joined(self, symbol: str) -> int:
         """Since when we capture it; the next look notes one that is new."""
