@@ -4,10 +4,11 @@
 #   docker run --detach --name tradecore --read-only --cap-drop all \
 #       --security-opt no-new-privileges --memory 160m --pids-limit 64 --stop-timeout 60 \
 #       --volume tradecore:/data --publish 127.0.0.1:3000:3000 \
-#       --env DATABASE_URL=postgresql://user:password@host/name tradecore
+#       --volume "$PWD/database_url:/run/secrets/database_url:ro" \
+#       --env DATABASE_URL_FILE=/run/secrets/database_url tradecore
 #
-# compose.yaml has the database and all the rest beside it. Add @sha256:... to PYTHON to pin the
-# base by its content.
+# Without HTTP_TOKEN_FILE, probes and /metrics are all that answers. compose.yaml has the database
+# and all the rest beside it. Add @sha256:... to PYTHON to pin the base by its content.
 ARG PYTHON=3.13-slim-trixie
 
 FROM python:${PYTHON} AS build

@@ -14,20 +14,23 @@ from tests import images
 from tests.daemon import Daemon
 
 MEMORY_MIB = 160
+PIDS = 64
 STOP_LIMIT_S = 60
 
 # podman would raise both above what the machine allows.
+_LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+_HARD = {name: resource.getrlimit(limit)[1] for name, limit in _LIMITS.items()}
 ULIMITS = tuple(
-    f"--ulimit={name}={most}:{most}"
-    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
-    for most in [min(20_000, resource.getrlimit(number)[1])]
+    f"--ulimit={name}={min(20_000, most)}:{min(20_000, most)}"
+    for name, most in _HARD.items()
+    if most != resource.RLIM_INFINITY
 )
 LOCKED = (
     "--read-only",
     "--read-only-tmpfs=false",
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
-    "--pids-limit=64",
+    f"--pids-limit={PIDS}",
     f"--memory={MEMORY_MIB}m",
     f"--memory-swap={MEMORY_MIB}m",
     *ULIMITS,

@@ -16,7 +16,7 @@ import scene
 
 from tests import images
 from tests.compose_file import make_secrets, read_compose
-from tests.container import MEMORY_MIB, STOP_LIMIT_S, ULIMITS, Container, container
+from tests.container import MEMORY_MIB, PIDS, STOP_LIMIT_S, ULIMITS, Container, container
 from tests.fakes import SimulatedExchange, simulated_exchange
 from tests.redis_desk import needs_redis, redis_server
 from tests.torture.link import PORT, Link
@@ -157,6 +157,8 @@ async def test_it_runs_as_compose_sets_it(tmp_path: Path, image: str, store: Sto
         (secrets / "redis_url").write_text(url)
         (secrets / "database_url").write_text((store.folder / "dsn").read_text())
         service = read_compose("production")["services"]["tradecore"]
+        assert int(service["mem_limit"]) == MEMORY_MIB << 20
+        assert (service["pids_limit"], service["stop_grace_period"]) == (PIDS, "1m0s")
         redis.login = ("--no-auth-warning", "--user", "tradecore", "--pass", password)
         given = service["environment"] | options(exchange, store) | {"HTTP_HOST": "0.0.0.0"}
         given["DATABASE_URL_FILE"] = service["environment"]["DATABASE_URL_FILE"]
@@ -172,7 +174,8 @@ async def test_it_runs_as_compose_sets_it(tmp_path: Path, image: str, store: Sto
             assert await status(one, "/metrics", called) == 200
             assert await status(one, "/metrics", stranger) == 421
             assert await status(one, "/api/coverage", called) == 401
-            assert await status(one, "/api/coverage", called | known) == 200
+            for path in ("/api/coverage", "/"):
+                assert await status(one, path, called | known) == 200
             assert token not in one.log and password not in one.log
             assert await one.terminate() == 0
 
