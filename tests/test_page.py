@@ -239,9 +239,9 @@ async def assert_shows_the_api(tab: Tab, one: Daemon) -> None:
         f"(number => number >= {before['counts']['trades_stored']} && number)"
         "(+document.querySelector('#rate-note').textContent.split(', ')[1].replace(/\\D/g, ''))"
     )
+    complete = await tab.run("document.querySelector('#complete').dateTime")
     after = await one.health()
     assert stored <= after["counts"]["trades_stored"]
-    complete = await tab.run("document.querySelector('#complete').dateTime")
     assert before["completeness"]["complete_through"] <= complete
     assert complete <= after["completeness"]["complete_through"]
     assert await tab.text("#holes") == str(after["counts"]["holes"])
