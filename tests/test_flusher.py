@@ -39,6 +39,7 @@ class GatedSink:
         self.failures: list[TransientStoreError] = []
         self.batches: list[list[int]] = []
         self.opens: list[tuple[str, int, int]] = []
+        self.result: Result | None = None
         self.tickers: list[int] = []
         self.klines: list[int] = []
         self.waiting = 0
@@ -53,7 +54,7 @@ class GatedSink:
             raise self.failures.pop()
         self.batches.append(rows["trade_id"].tolist())
         opened, self.opens = self.opens, []
-        return Result(len(rows), opened=tuple(opened))
+        return self.result or Result(len(rows), opened=tuple(opened))
 
     async def write_tickers(self, rows: NDArray[np.void]) -> Result:
         if self.failures:
@@ -118,6 +119,15 @@ async def until(condition: Callable[[], bool]) -> None:
 )  # fmt: skip
 def test_the_policy(pending: int, age_s: float, wait_s: float | None) -> None:
     assert FlushPolicy(100, 1.0).wait_s(pending, age_s) == wait_s
+
+
+async def test_what_became_of_a_batch_is_counted(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=30) as one:
+        one.sink.result = Result(4, duplicate=3, parked=2, expired=1)
+        one.feed(0, 10)
+        stats = one.flusher.stats
+        await until(lambda: stats.trades_stored == 4)
+        assert (stats.trades_duplicate, stats.trades_parked, stats.trades_expired) == (3, 2, 1)
 
 
 async def test_a_full_batch_goes_at_once_and_a_part_of_one_waits(tmp_path: Path) -> None:
