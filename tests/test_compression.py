@@ -10,8 +10,8 @@ from snapshots import HEALTHY, changed
 from tradecore.snapshot import SymbolState
 
 MANY = changed(symbols=tuple(SymbolState(f"S{n}USDT", n, n, 0.25) for n in range(1400)))
-SMALL, LARGE = "/health", "/metrics"
-"""Compressed on the loop, and in a thread."""
+PATHS = ("/health", "/metrics", "/health/binance")
+"""Compressed on the loop, with the others who ask, and in a thread."""
 
 
 async def ask(server, path, accepts, method="GET"):
@@ -26,7 +26,7 @@ async def ask(server, path, accepts, method="GET"):
     return headers, body
 
 
-@pytest.mark.parametrize("path", [SMALL, LARGE])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("accepts", "is_compressed"),
     [
@@ -43,7 +43,7 @@ async def ask(server, path, accepts, method="GET"):
     ],
 )
 async def test_who_takes_gzip_gets_it(path, accepts, is_compressed):
-    async with serving() as server:
+    async with serving(MANY) as server:
         plain_headers, plain = await ask(server, path, None)
         headers, body = await ask(server, path, accepts)
         head, nothing = await ask(server, path, accepts, "HEAD")

@@ -14,6 +14,7 @@ from tradecore.errors import UsageError
 from tradecore.http import connections, health, security
 from tradecore.http.access import Policy, sees_inside
 from tradecore.http.api import Api
+from tradecore.http.compression import gzip, takes_gzip
 from tradecore.http.counts import HttpCounts
 from tradecore.http.page import Page
 from tradecore.http.ration import Ration
@@ -175,10 +176,13 @@ class SideServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = metrics.content_type(request.headers.get(hdrs.ACCEPT, ""))
+        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: "Accept, Accept-Encoding"}
         body = self._ration.get(
             content_type, lambda: metrics.render(self._fresh(), content_type)[0]
         )
-        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: hdrs.ACCEPT}
+        if takes_gzip(request):
+            body = self._ration.get((content_type, "gzip"), lambda: gzip(body))
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
         return web.Response(body=body, headers=headers)
 
     def _fresh(self) -> Snapshot:
