@@ -9,6 +9,8 @@ import { byId, count, duration, local, make, many, rate, setText, setTime, utc, 
 const HEALTH_MS = 1000;
 const FEED_MS = 3000;
 const STALE_S = 4;
+// With very many symbols it is asked for once a minute at worst.
+const FEED_STALE_S = 70;
 const QUIET_S = 10;
 const NEWS = 8;
 // Names in one question: a URL has an end.
@@ -145,6 +147,7 @@ function showStream() {
 }
 
 function showVerdict() {
+  showAge();
   const { tone, state, title, reasons } = judge(answer, health, ageS(), feed?.shards, nowMs());
   const verdict = byId("verdict");
   verdict.dataset.tone = tone;
@@ -200,16 +203,20 @@ function ago(iso) {
 }
 
 /** Say how old everything is; what is old is greyed, so that it is not taken for the present. */
+function showAge() {
+  const isGone = answer !== null && answer.status !== 200 && answer.status !== 503;
+  const isStale = health === null || isGone || ageS() > STALE_S;
+  setText(byId("heard"), isStale && health !== null ? `heard ${duration(ageS())} ago` : "");
+  document.body.classList.toggle("stale", isStale);
+  const feedAgeS = (performance.now() - feedMs) / 1000;
+  document.body.classList.toggle("stale-feed", isStale || feed === null || feedAgeS > FEED_STALE_S);
+}
+
 function tick() {
   const now = new Date(nowMs());
   setText(byId("clock"), `${utc(now, now)} UTC`);
   byId("clock").title = local(now);
-  const age = ageS();
-  const isStale = age !== null && age > STALE_S;
-  setText(byId("heard"), isStale ? `heard ${duration(age)} ago` : "");
-  document.body.classList.toggle("stale", isStale || health === null);
-  const feedAgeS = (performance.now() - feedMs) / 1000;
-  document.body.classList.toggle("stale-feed", isStale || feed === null || feedAgeS > 70);
+  showAge();
   showStream();
   if (answer !== null && answer.status === 0) showVerdict();
 }
