@@ -1,5 +1,6 @@
 """What every answer carries, and every refusal: a list to read."""
 
+import asyncio
 import json
 import logging
 import re
@@ -7,6 +8,7 @@ from collections import Counter
 
 import pytest
 from http_desk import HOST, PATHS, Failing, assert_secure, fetch, raw, refusal_in, serving
+from test_streams import desk as desk
 
 from tradecore.http.counts import HttpCounts
 from tradecore.http.peers import RateLimiter
@@ -160,6 +162,45 @@ async def test_what_is_odd_and_served(lines):
         answer = await raw(server, request)
     assert answer.split(b" ")[1] == b"200"
     assert answer.endswith(b'\r\n\r\n{"live":true}\n')
+
+
+UPGRADE = [
+    *("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "text"),
+    [
+        (["GET /ws HTTP/1.1", "Host: evil.example", *UPGRADE], 421, WRONG_HOST),
+        (
+            ["GET /ws HTTP/1.1", HOST, *UPGRADE, "Origin: https://evil.example"],
+            *(403, "Pages of other origins are not served."),
+        ),
+        (
+            ["GET /ws HTTP/1.1", HOST, *UPGRADE, "Origin: null"],
+            *(403, "Pages of other origins are not served."),
+        ),
+        (
+            ["GET /ws/<script>@trade HTTP/1.1", HOST, *UPGRADE],
+            *(400, "Invalid request: <script>@trade is not captured"),
+        ),
+        (["GET /ws HTTP/1.1", HOST], 400, NO_HTTP),
+        (["GET /ws HTTP/1.1", HOST, *UPGRADE[:2], "Sec-WebSocket-Version: 1"], 400, NO_HTTP),
+        (["POST /ws HTTP/1.1", HOST, *UPGRADE], 405, ONLY_GET),
+    ],
+)
+async def test_what_is_refused_a_stream(desk, lines, status, text):
+    request = "\r\n".join([*lines, *([] if UPGRADE[0] in lines else ["Connection: close"]), "", ""])
+    reader, writer = await asyncio.open_connection("127.0.0.1", desk.server.port)
+    writer.write(request.encode())
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.partition(b"Content-Length: ")[2].split()[0])
+        answer = refusal_in(head + await reader.readexactly(size))
+    writer.close()
+    assert answer[0::2] == (status, text)
 
 
 async def test_a_request_of_the_last_century_is_refused():
