@@ -62,6 +62,16 @@ async def test_a_token_is_asked_for_all_but_probes(host):
     assert counts.use().refused["token_missing"] == len(ASKS) + 3
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "TRACE", "OPTIONS", "HEAD"])
+async def test_no_method_gets_around_the_token(method):
+    async with serving(policy=Policy(token=Secret(TOKEN))) as server:
+        for path in ASKS:
+            assert (await fetch(server, path, method))[0].status == 401
+        headers = {"Authorization": RIGHT[0]}
+        response, _ = await fetch(server, "/api", method, headers=headers)
+    assert response.status == (200 if method == "HEAD" else 405)
+
+
 @pytest.mark.parametrize("shown", WRONG)
 async def test_a_wrong_token_is_refused_and_told_to_nobody(shown, caplog):
     caplog.set_level(logging.DEBUG)

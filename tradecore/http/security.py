@@ -185,10 +185,10 @@ class Guard:
         return self._probes if path in PROBE_PATHS else self._others
 
     def _refuse(self, request: web.Request) -> Refusal | None:
-        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
-            return Refusal("method", 405, "Only GET and HEAD are served.")
         if (refusal := self._access.refuse(request)) is not None:
             return refusal
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            return Refusal("method", 405, "Only GET and HEAD are served.")
         if request.can_read_body:
             return Refusal("body", 413, "A request carries no body here.")
         return None
