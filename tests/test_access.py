@@ -156,7 +156,8 @@ async def test_a_page_elsewhere_asks_before_it_shows_a_token():
     assert "Authorization" in allowed.headers["Access-Control-Allow-Headers"]
     assert (refused.status, refused.headers["Access-Control-Allow-Origin"]) == (401, page)
     assert "Access-Control-Allow-Credentials" not in allowed.headers
-    assert stranger.status == 405
+    assert stranger.status == 401
+    assert "Access-Control-Allow-Origin" not in stranger.headers
 
 
 # --- Host ------------------------------------------------------------------------------------
