@@ -14,7 +14,7 @@ import math
 import re
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hmac import compare_digest
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Policy:
     is_token_asked: bool = False
     """Whether an address that is not loopback is closed without a token."""
     hosts: Collection[str] = ()
-    cors_origins: Collection[str] = field(default=())
+    cors_origins: Collection[str] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> "Policy":
