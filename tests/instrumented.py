@@ -162,6 +162,7 @@ def atheris_environment(folder: Path) -> tuple[Path, Path]:
     """An environment with atheris and what tradecore needs; its interpreter and its preload."""
     python = folder / "env" / "bin" / "python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    pip = (*pip, "--only-binary", "atheris")
     wanted = ("atheris", "cython>=3.1,<4", "setuptools>=77", "picows==2.3.*", "orjson", "numpy")
     if not (folder / "env" / ".made").exists():
         for command in ([sys.executable, "-m", "venv", "--clear", folder / "env"], [*pip, *wanted]):
@@ -171,7 +172,10 @@ def atheris_environment(folder: Path) -> tuple[Path, Path]:
         (folder / "env" / ".made").touch()
     asked = "import atheris, pathlib; print(pathlib.Path(atheris.path(), 'asan_with_fuzzer.so'))"
     found = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True)
-    return python, Path(found.stdout.strip())
+    preload = Path(found.stdout.strip())
+    if not preload.exists():
+        raise LackingError(f"this atheris has no {preload.name}")
+    return python, preload
 
 
 def fuzz(seconds: int, targets: Sequence[str]) -> None:
