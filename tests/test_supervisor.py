@@ -19,8 +19,10 @@ async def test_a_start_that_waits_for_the_database_heeds_a_stop(
     """A new cluster may take 20 s to make."""
     monkeypatch.setattr(supervisor, "_NEW_PATIENCE_S", 20.0 if ends != "neither" else 0.2)
     one: Any = supervisor.Supervisor(load({"DATA_DIR": str(tmp_path)}))
-    one._store = SimpleNamespace(is_new=True)
-    one._flusher = SimpleNamespace(stats=FlushStats())
+    stats = FlushStats()
+    one._parts = SimpleNamespace(
+        store=SimpleNamespace(is_new=True), flusher=SimpleNamespace(stats=stats)
+    )
     opened = asyncio.Event()
     one._opening = asyncio.create_task(opened.wait())
     asyncio.get_running_loop().call_later(
@@ -28,7 +30,7 @@ async def test_a_start_that_waits_for_the_database_heeds_a_stop(
     )
     async with asyncio.timeout(5):
         assert await one._is_soon_open() is (ends == "opened")
-    assert bool(one._flusher.stats.away_since_ns) is (ends != "opened")
+    assert bool(stats.away_since_ns) is (ends != "opened")
     assert not one._opening.cancelled()
     assert len(asyncio.all_tasks()) == (1 if ends == "opened" else 2), "nobody waits on"
     one._opening.cancel()
