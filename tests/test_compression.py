@@ -79,7 +79,7 @@ async def test_fourteen_hundred_symbols():
 async def test_formats_of_the_exposition_are_kept_apart():
     async with serving(HEALTHY) as server:
         for accept, ending in (
-            ("text/plain", b"1.0\n"),
+            ("text/plain", b" 1\n"),
             ("application/openmetrics-text", b"EOF\n"),
         ):
             for _ in range(2):

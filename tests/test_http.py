@@ -37,7 +37,7 @@ async def test_metrics_negotiates():
         accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
         open_metrics, open_body = await fetch(server, "/metrics", headers=accept)
     assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert b'tradecore_trades_received_total{symbol="BTCUSDT"} 1001.0\n' in plain_body
+    assert b'tradecore_trades_received_total{symbol="BTCUSDT"} 1001\n' in plain_body
     assert open_metrics.content_type == "application/openmetrics-text"
     assert open_body.endswith(b"# EOF\n")
 

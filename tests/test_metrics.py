@@ -4,17 +4,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from snapshots import HEALTHY, changed
 
 from tradecore.feed.states import State
 from tradecore.metric_table import METRICS
-from tradecore.metrics import render
+from tradecore.metrics import OPENMETRICS, PLAIN, content_type, render
 from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_process
-
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 NAMES = """\
 tradecore_ready{}
@@ -267,6 +264,11 @@ def samples(text: str, parse=parse_plain) -> dict[str, float]:
     return found
 
 
+FORMS = pytest.mark.parametrize(
+    ("form", "parse"), [(PLAIN, parse_plain), (OPENMETRICS, parse_openmetrics)]
+)
+
+
 def test_names_and_labels_are_the_promised_ones():
     assert "".join(f"{m.name}{{{','.join(m.labels)}}}\n" for m in METRICS) == NAMES
 
@@ -282,26 +284,63 @@ def test_names_follow_the_rules():
         assert len({m.help for m in METRICS}) == len(METRICS)
 
 
-@pytest.mark.parametrize(("accept", "parse"), [("", parse_plain), (OPENMETRICS, parse_openmetrics)])
-def test_every_value_of_the_snapshot_is_exposed(accept, parse):
-    body, _ = render(HEALTHY, accept)
-    assert samples(body.decode(), parse) == {f"tradecore_{k}": v for k, v in VALUES.items()}
+@pytest.mark.parametrize(
+    ("form", "parse"), [(PLAIN, parse_plain), (OPENMETRICS, parse_openmetrics)]
+)
+def test_every_value_of_the_snapshot_is_exposed(form, parse):
+    assert samples(render(HEALTHY, form).decode(), parse) == {
+        f"tradecore_{k}": v for k, v in VALUES.items()
+    }
 
 
-def test_content_type_follows_accept():
-    assert render(HEALTHY)[1] == "text/plain; version=0.0.4; charset=utf-8"
-    body, content_type = render(HEALTHY, f"{OPENMETRICS},text/plain;q=0.5,*/*;q=0.1")
-    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("text/html", PLAIN),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("application/openmetrics-text;version=1.0.0,text/plain;q=0.5,*/*;q=0.1", OPENMETRICS),
+        ("Application/OpenMetrics-Text; Version=1.0.0; Q=0.5, text/plain; q=0.5", OPENMETRICS),
+        # What Prometheus 2.42 and 3 send.
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;"
+            "q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            OPENMETRICS,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+            "application/openmetrics-text;version=0.0.1;q=0.4,"
+            "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,"
+            "*/*;q=0.1",
+            OPENMETRICS,
+        ),
+        ("application/openmetrics-text;version=0.0.1,text/plain;q=0.5", PLAIN),
+        ("application/openmetrics-text;q=0.2,text/plain;q=0.5", PLAIN),
+        ("application/openmetrics-text;q=0.2,*/*", PLAIN),
+        ("application/openmetrics-text;q=0", PLAIN),
+        ("application/openmetrics-text;q=nonsense", PLAIN),
+        (";;,=;q=;,", PLAIN),
+    ],
+)
+def test_content_type_follows_accept(accept, form):
+    assert content_type(accept) == form
+
+
+def test_openmetrics_ends_with_its_mark():
+    body = render(HEALTHY, OPENMETRICS)
     assert body.endswith(b"# EOF\n")
     assert body.count(b"# EOF") == 1
-    assert b"# EOF" not in render(HEALTHY, "text/html")[0]
+    assert b"# EOF" not in render(HEALTHY)
 
 
-@pytest.mark.parametrize(("accept", "parse"), [("", parse_plain), (OPENMETRICS, parse_openmetrics)])
-def test_any_symbol_is_a_valid_label(accept, parse):
+@pytest.mark.parametrize(
+    ("form", "parse"), [(PLAIN, parse_plain), (OPENMETRICS, parse_openmetrics)]
+)
+def test_any_symbol_is_a_valid_label(form, parse):
     names = ["币安人生USDT", 'A"B', "A\\B", "A\nB", "A\\nB"]
     snapshot = changed(symbols=tuple(SymbolState(name, 1, 1, 0.0) for name in names))
-    families = parse(render(snapshot, accept)[0].decode())
+    families = parse(render(snapshot, form).decode())
     found = [
         sample.labels["symbol"]
         for family in families
@@ -313,19 +352,14 @@ def test_any_symbol_is_a_valid_label(accept, parse):
 
 def test_a_daemon_that_has_seen_nothing_can_be_scraped():
     snapshot = changed(symbols=(), connections=(), received_per_s=0.0)
-    found = samples(render(snapshot)[0].decode())
+    found = samples(render(snapshot).decode())
     assert found["tradecore_ring_absorbable_seconds"] == float("inf")
-
-
-def test_default_registry_is_left_alone():
-    render(HEALTHY)
-    assert not [family for family in REGISTRY.collect() if family.name.startswith("tradecore")]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (apt: prometheus) is absent")
 def test_promtool_finds_nothing():
     result = subprocess.run(
-        ["promtool", "check", "metrics"], input=render(HEALTHY)[0], capture_output=True, timeout=30
+        ["promtool", "check", "metrics"], input=render(HEALTHY), capture_output=True, timeout=30
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 

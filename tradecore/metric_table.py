@@ -79,7 +79,6 @@ PROVEN_THROUGH = Metric(
     ],
 )
 
-PER_SYMBOL = (TRADES_RECEIVED, COMPLETE_THROUGH, PROVEN_THROUGH)
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "At a glance": (

@@ -5,6 +5,8 @@ import zlib
 
 from aiohttp import hdrs, web
 
+from tradecore.http.accept import choices
+
 COMPRESS_FROM_BYTES = 1024
 IN_THREAD_FROM_BYTES = 16_384
 """What takes longer than 0.2 ms is done beside the loop."""
@@ -34,19 +36,5 @@ def gzip(body: bytes, level: int = 1) -> bytes:
 
 def takes_gzip(request: web.Request) -> bool:
     """Tell whether the client reads gzip."""
-    for part in request.headers.get(hdrs.ACCEPT_ENCODING, "").split(","):
-        name, _, quality = part.partition(";")
-        if name.strip().lower() == "gzip":
-            return _weight(quality) > 0.0
-    return False
-
-
-def _weight(parameter: str) -> float:
-    """Return how much a choice is wanted, from its `q=…`; a text counts as not at all."""
-    name, _, value = parameter.partition("=")
-    if not name.strip():
-        return 1.0
-    try:
-        return float(value) if name.strip().lower() == "q" else 0.0
-    except ValueError:
-        return 0.0
+    encodings = choices(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
+    return any(name == "gzip" and weight > 0.0 for name, _, weight in encodings)

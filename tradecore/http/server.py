@@ -177,9 +177,7 @@ class SideServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = metrics.content_type(request.headers.get(hdrs.ACCEPT, ""))
         headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: "Accept, Accept-Encoding"}
-        body = self._ration.get(
-            content_type, lambda: metrics.render(self._fresh(), content_type)[0]
-        )
+        body = self._ration.get(content_type, lambda: metrics.render(self._fresh(), content_type))
         if takes_gzip(request):
             body = self._ration.get((content_type, "gzip"), lambda: gzip(body))
             headers[hdrs.CONTENT_ENCODING] = "gzip"
