@@ -61,7 +61,7 @@ class SymbolState(NamedTuple):
     """The venue prints its trades and they do not come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ConnectionState:
     """One feed connection. `name` comes from a bounded set ("A0"), never from an epoch."""
 
@@ -73,7 +73,7 @@ class ConnectionState:
     """Seconds since the last market data (heartbeats are none); None before the first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class DatabaseState:
     """The database as the flusher last met it; `last_error` carries no secret."""
 
@@ -90,7 +90,7 @@ class DatabaseState:
     last_error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RingUse:
     """Rows that wait in the ring for their commit."""
 
@@ -101,7 +101,7 @@ class RingUse:
     """How long the oldest of them has waited: the lag of the tables. 0.0 when the ring is empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PoolUse:
     """Connections to the database, `limit` is DB_POOL_SIZE."""
 
@@ -110,7 +110,7 @@ class PoolUse:
     limit: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Counters:
     """What only grows, from zero at start; each mapping holds all its keys from the start."""
 
@@ -139,7 +139,7 @@ class Counters:
     """Connections replaced without a break, by reason."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Holes:
     """Open holes in the stored trade ids."""
 
@@ -149,7 +149,7 @@ class Holes:
     """Seconds since the oldest of them was detected; None without one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Repair:
     """What the back-fill has done since the start."""
 
@@ -163,7 +163,7 @@ class Repair:
     last_error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VenueRest:
     """The weight budget of the venue's REST interface."""
 
@@ -175,7 +175,7 @@ class VenueRest:
     """By endpoint and HTTP status, or a word where there was none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Audit:
     """The cross-check of stored minutes against the venue's klines."""
 
@@ -188,7 +188,7 @@ class Audit:
     """Seconds since a check left out no minute of any symbol but the latest; None before one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Lifecycle:
     """Retention and compression of past days; tables are raw_trades and tickers."""
 
@@ -217,7 +217,7 @@ class Lifecycle:
     """Steps that failed the last time, each with the error."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Line:
     """One feed line, as seen from the trades."""
 
@@ -232,7 +232,7 @@ class Line:
     lag_count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Shards:
     """The share of the symbols; both 0 when SHARDS is off."""
 
@@ -240,7 +240,7 @@ class Shards:
     total: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Candles:
     """The candles, as far as this daemon refreshes them; another one of the database may do it."""
 
@@ -252,7 +252,7 @@ class Candles:
     """Seconds since the candles under way were last computed; None before the first time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FanOut:
     """The live streams that clients of ours have; each mapping holds all its keys."""
 
@@ -265,7 +265,7 @@ class FanOut:
     """Connections by why they ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class HttpUse:
     """What the side server has answered and refused."""
 
@@ -275,7 +275,7 @@ class HttpUse:
     """By reason; connections that never became a request are among them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class HostClock:
     """How far our clock is ahead of the venue's, in seconds, give or take `bound_s`."""
 
@@ -283,7 +283,7 @@ class HostClock:
     bound_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RedisUse:
     """What is published in Redis; only with REDIS_URL."""
 
@@ -307,7 +307,7 @@ class RedisUse:
     last_error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ProcessUse:
     """What the process takes from the machine."""
 
@@ -327,7 +327,7 @@ def read_process() -> ProcessUse:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Snapshot:
     """The whole daemon at one moment."""
 

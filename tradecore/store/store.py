@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import numpy as np
@@ -16,7 +16,6 @@ from tradecore.settings import Settings
 from tradecore.store import holes, times
 from tradecore.store.candles import CandleKind, read_kind
 from tradecore.store.dsn import Dsn, parse_dsn
-from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.failure import as_transient
 from tradecore.store.migrate import Level, bring_up_to_date, detect_level
 from tradecore.store.partitions import Partitions
@@ -28,6 +27,9 @@ from tradecore.store.pool import (
 )
 from tradecore.store.sink import Sink, WriteResult
 from tradecore.store.transaction import transaction
+
+if TYPE_CHECKING:
+    from tradecore.store.embedded import EmbeddedPostgres
 
 Answer = TypeVar("Answer")
 
@@ -53,7 +55,7 @@ class Store:
         self._settings = settings
         self._symbols = symbols
         self._dsn = parse_dsn(settings.database_url.reveal()) if settings.database_url else None
-        self._embedded = EmbeddedPostgres(Path(settings.data_dir)) if self._dsn is None else None
+        self._embedded = _own_postgres(settings.data_dir) if self._dsn is None else None
         self._pool: asyncpg.Pool | None = None
         self._sink: Sink | None = None
         self._opening = asyncio.Lock()
@@ -309,3 +311,9 @@ class Store:
             await asyncio.wait_for(pool.close(), CLOSE_LIMIT_S)
         except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             pool.terminate()
+
+
+def _own_postgres(data_dir: Path) -> "EmbeddedPostgres":
+    from tradecore.store.embedded import EmbeddedPostgres  # late: most have a DATABASE_URL
+
+    return EmbeddedPostgres(data_dir)
