@@ -54,6 +54,11 @@ class SimulatedExchange:
         state: dict[str, Any] = await self.get("/sim/state")
         return state
 
+    async def asked(self) -> dict[str, int]:
+        """Return the requests to REST by endpoint, without those for the time of its clock."""
+        requests: dict[str, int] = (await self.state())["rest"]
+        return {endpoint: count for endpoint, count in requests.items() if endpoint != "time"}
+
     async def fault(self, name: str, **more: Any) -> dict[str, Any]:
         """Order a fault of the running exchange; see `tradecore.simulate.live`."""
         async with (

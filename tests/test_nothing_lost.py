@@ -183,7 +183,7 @@ async def test_rollovers_cost_no_id_and_no_rest_request(
         assert found["tradecore_reconnects_total{A}"] == 0
         assert found["tradecore_holes"] == 0
         assert found["tradecore_trades_missing_total"] == 0
-        assert (await exchange.state())["rest"] == {}, "no request at all"
+        assert await exchange.asked() == {}, "no request at all"
         assert await one.terminate() == 0
         assert await gaps(migrated_database) == []
         await assert_exact(migrated_database, exchange)
@@ -202,7 +202,7 @@ async def test_a_quiet_symbol_without_a_ticker_is_confirmed_by_rest_before_a_rol
         await until_captured(one, *symbols)
         await exchange.fault("quiet", symbol="ETHUSDT", seconds=600)
         await one.until(lambda health: health["counts"]["rollovers"] >= 1)
-        asked = (await exchange.state())["rest"]
+        asked = await exchange.asked()
         assert asked.keys() == {"ticker/24hr"}, asked
         await until_whole(migrated_database, exchange, symbols)
         health = await one.health()
@@ -249,7 +249,7 @@ async def test_what_one_line_lacks_the_other_brings(tmp_path: Path, migrated_dat
         )
         await one.until(lambda health: health["feed"]["connections_live"] == 2)
         await until_whole(migrated_database, exchange, ALL)
-        assert (await exchange.state())["rest"] == {}, "no request at all"
+        assert await exchange.asked() == {}, "no request at all"
         assert await one.terminate() == 0
         assert all(hole[4:] == ("filled", "feed") for hole in await gaps(migrated_database))
         await assert_exact(migrated_database, exchange)
@@ -279,7 +279,7 @@ async def test_without_back_fill_holes_stay_and_are_shown_until_the_command_fill
         assert found["tradecore_holes_ids"] >= 80
         assert found["tradecore_holes_oldest_age_seconds"] > 2
         assert found["tradecore_trades_filled_total{rest}"] == 0
-        assert (await exchange.state())["rest"] == {}
+        assert await exchange.asked() == {}
 
         code, output = await scene.command("backfill", **one.environ)
         assert code == 0, output

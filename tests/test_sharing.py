@@ -107,7 +107,7 @@ async def test_a_stopped_one_hands_over_without_a_hole(
         assert (await metrics(second))["tradecore_shards_held"] == SHARDS, "at once"
         await until_whole(dsn, exchange, SYMBOLS)
         await assert_no_break(dsn)  # the new owner has connected before the old one goes
-        assert (await exchange.state())["rest"] == {}, "no request at all"
+        assert await exchange.asked() == {}, "no request at all"
         assert await second.terminate() == 0
         await assert_exact(dsn, exchange)
         assert_readable(first, most=0)
