@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def unpack(root: Path, release: str, packages: Sequence[str], *, setup_hook: str
             "mmdebstrap",
             *("--quiet", "--variant=minbase", "--include=" + ",".join(packages)),
             *("--dpkgopt=force-unsafe-io", '--aptopt=APT::Install-Recommends "false"'),
+            # What is not released yet is valid for a week, which a resting mirror outlives. Its
+            # signature is checked all the same.
+            '--aptopt=Acquire::Check-Valid-Until "false"',
             *([f"--setup-hook={setup_hook}"] if setup_hook else []),
             release,
             root,
@@ -62,3 +66,11 @@ def _mirrors() -> list[str]:
     texts = (path.read_text(errors="replace") for path in sources if path.is_file())
     form = r"^(?:URIs:|deb(?: \[[^]]*\])?) *(https?://\S+/debian/?)(?:\s|$)"
     return [found[1] for text in texts for found in re.finditer(form, text, re.MULTILINE)][:1]
+
+
+def pip_settings() -> dict[str, str]:
+    """What this machine's pip is told about its index, for a pip in the folder."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    lines = re.findall(r"^(?:global|:env:)\.(cert|index-url)='(.*)'$", shown, re.MULTILINE)
+    return dict(lines)

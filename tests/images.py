@@ -69,7 +69,8 @@ def _digest() -> str:
 def _build() -> None:
     # Packages come from where this machine gets its own; nothing of that is in the image.
     settings = _HOME / "pip.conf"
-    settings.write_text(_pip_settings())
+    lines = (f"{name} = {value}\n" for name, value in debian.pip_settings().items())
+    settings.write_text("[global]\n" + "".join(lines))
     mounts = [f"--volume={settings}:/etc/pip.conf:ro"]
     if _BUNDLE.exists():
         mounts.append(f"--volume={_BUNDLE}:{_BUNDLE}:ro")
@@ -129,13 +130,6 @@ def _slim(root: Path) -> None:
             path.unlink()
     for folder in ("usr/share/doc", "usr/share/locale", "usr/share/man"):
         shutil.rmtree(root / folder)
-
-
-def _pip_settings() -> str:
-    """What this machine's pip is told about its index, as a file of settings."""
-    shown = run(sys.executable, "-m", "pip", "config", "list")
-    lines = re.findall(r"^(?:global|:env:)\.(cert|index-url)='(.*)'$", shown, re.MULTILINE)
-    return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in dict(lines).items())
 
 
 def command(program: str, *arguments: str | Path) -> list[str | Path]:
