@@ -7,7 +7,8 @@
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
-# make pythons build, install and test the wheel on each other Python from 3.11 on, of pyenv or PATH
+# make pythons build, install and test the wheel on each other Python from 3.11 on: of pyenv, of PATH,
+#              and 3.14 of Debian in a folder, if this machine can
 # make sanitize  the extensions' tests under the sanitizers of addresses and undefined behaviour
 # make fuzz [SECONDS=40]   search, guided by coverage, for bytes that the extensions read wrong
 # make requirements   pin what the image installs to what is newest now, with hashes
@@ -60,6 +61,7 @@ torture: venv
 
 pythons: venv
 	$(PY) -m tests.pythons
+	@$(PY) -m tests.debian_python
 
 sanitize: venv
 	$(PY) -m tests.instrumented sanitize

@@ -1,6 +1,6 @@
-"""`make pythons`: the wheel on each other Python that this machine has.
+"""`make pythons`: the wheel on each other Python that this machine has (see debian_python.py too).
 
-    python -m tests.pythons [VERSION ...]      such as 3.12; without one, all that are found
+    python -m tests.pythons [VERSION ...]      such as 3.12; without one, all others that are found
 
 For each a wheel is built and repaired, installed, and tested from a folder that has the tests and
 not the package, so that what is imported is what was installed. Last, `test_wheel.py` puts it into
@@ -55,12 +55,12 @@ def candidates() -> Iterator[Path]:
 
 
 def interpreters() -> dict[str, Path]:
-    """The newest interpreter of each version that tradecore runs on, this one's left out."""
+    """The newest interpreter of each version that tradecore runs on."""
     newest: dict[str, tuple[tuple[int, ...], Path]] = {}
     for python in candidates():
         version = version_of(python)
         name = ".".join(map(str, version[:2]))
-        if (3, 11) <= version[:2] != sys.version_info[:2] and version > newest.get(name, ((),))[0]:
+        if version >= (3, 11) and version > newest.get(name, ((),))[0]:
             newest[name] = version, python
     return {name: newest[name][1] for name in sorted(newest)}
 
@@ -142,9 +142,11 @@ def main() -> int:
     if missing := set(sys.argv[1:]) - found.keys():
         print(f"not on this machine: Python {', '.join(sorted(missing))}", file=sys.stderr)
         return 1
-    if not found:
+    own = ".".join(map(str, sys.version_info[:2]))
+    wanted = sys.argv[1:] or [name for name in found if name != own]
+    if not wanted:
         print("this machine has no other Python from 3.11 on, with its headers; nothing is tested")
-    for name in sys.argv[1:] or found:
+    for name in wanted:
         began = time.monotonic()
         print(f"Python {name}: {found[name]}", flush=True)
         passed = check(name, found[name])
