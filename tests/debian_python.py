@@ -67,7 +67,7 @@ def prepare() -> Path:
 
 
 def run(root: Path, *command: str | Path) -> int:
-    """Run a program in the folder, with this tree as its working directory; return its exit code."""
+    """Run a program in the folder, where this tree is; return its exit code."""
     pip = {f"PIP_{k.upper().replace('-', '_')}": v for k, v in debian.pip_settings().items()}
     return subprocess.run(
         [
