@@ -32,7 +32,9 @@ HEALTHY = Snapshot(
     started_s=1_700_000_000.5,
     uptime_s=12.34,
     connections=(
-        ConnectionState(name="A0", line="A", state="live", streams=4, data_age_s=0.25),
+        ConnectionState(
+            name="A0", line="A", state="live", streams=4, data_age_s=0.25, reconnects=1015
+        ),
         ConnectionState(name="B0", line="B", state="live", streams=2, data_age_s=0.5),
     ),
     streams_wanted=6,

@@ -35,6 +35,7 @@ tradecore_klines_received_total{}
 tradecore_exchange_receive_latency_seconds{}
 tradecore_connection_state{connection,state}
 tradecore_reconnects_total{line}
+tradecore_connection_reconnects_total{connection}
 tradecore_rollovers_total{reason}
 tradecore_line_trades_total{line,arrival}
 tradecore_line_missing_ids_total{line}
@@ -163,6 +164,8 @@ VALUES = {
     "receive_commit_latency_seconds_sum": 2.5,
     'reconnects_total{line="A"}': 1016,
     'reconnects_total{line="B"}': 0,
+    'connection_reconnects_total{connection="A0"}': 1015,
+    'connection_reconnects_total{connection="B0"}': 0,
     **{
         f'connection_state{{connection="{name}",state="{state}"}}': float(state == "live")
         for name in ("A0", "B0")

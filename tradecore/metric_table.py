@@ -217,6 +217,13 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             lambda s: _keyed(s.counters.reconnects),
         ),
         Metric(
+            "tradecore_connection_reconnects_total",
+            "counter",
+            ("connection",),
+            "The same by connection; it ends with a connection that is needed no more.",
+            lambda s: [((one.name,), one.reconnects) for one in s.connections],
+        ),
+        Metric(
             "tradecore_rollovers_total",
             "counter",
             ("reason",),

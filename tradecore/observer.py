@@ -157,6 +157,7 @@ class Observer:
                     state=str(c.state),
                     streams=c.streams,
                     data_age_s=c.last_data_age_s,
+                    reconnects=sum(c.reconnects.values()),
                 )
                 for c in connections
             ),

@@ -71,6 +71,8 @@ class ConnectionState:
     streams: int
     data_age_s: float | None
     """Seconds since the last market data (heartbeats are none); None before the first."""
+    reconnects: int = 0
+    """Sessions that broke; attempts that failed are not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
