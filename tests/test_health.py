@@ -236,6 +236,7 @@ async def test_binance_health_lists_connections_and_symbols():
     assert answer["symbols"]["BTCUSDT"] == {
         "trades_received": 1001,
         "last_trade_id": 5_000_000_001,
+        "reconnects": 1015,
         "last_trade_age_s": 0.25,
         "complete_through": "2023-11-14T22:13:21.250+00:00",
         "proven_through": "2023-11-14T22:13:00.000+00:00",
