@@ -9,6 +9,7 @@ from tradecore.snapshot import ConnectionState, SymbolState
 
 AWAY = {"database__reachable": False, "database__last_error": "connection refused"}
 STALE = SymbolState("ETHUSDT", 5, 9, 77.0, stale=True)
+STANDBY = {"connections": (), "streams_wanted": 0}
 DEAD_FEED = {
     "connections": (
         ConnectionState(name="A0", line="A", state="backing_off", streams=6, data_age_s=None),
@@ -27,7 +28,10 @@ def connection(state: str, streams: int) -> ConnectionState:
         ({"holes__open": 99, "counters__trades_parked": 5}, "ok", []),
         ({"symbols": (STALE,)}, "degraded", ["symbols_stale"]),
         ({"counters__trades_far_below": 1}, "degraded", ["ids_far_below"]),
-        ({"connections": (), "shards__held": 0}, "ok", []),
+        ({**STANDBY, "shards__held": 0}, "ok", []),
+        ({**STANDBY, "shards__held": 3}, "ok", []),  # that no symbol is in
+        ({**STANDBY, "shards__held": 0, "shards__settled": False}, "failed", ["share_unknown"]),
+        ({"shards__settled": False}, "ok", []),  # it captures on while shards move
         ({**AWAY, "database__away_s": 0.0}, "degraded", ["database_away"]),
         ({**AWAY, "database__away_s": 30.0}, "degraded", ["database_away"]),
         ({**AWAY, "database__away_s": 30.1}, "failed", ["database_away"]),
@@ -232,11 +236,11 @@ async def test_binance_health_lists_connections_and_symbols():
         "state": "live",
         "streams": 4,
         "data_age_s": 0.25,
+        "reconnects": 1015,
     }
     assert answer["symbols"]["BTCUSDT"] == {
         "trades_received": 1001,
         "last_trade_id": 5_000_000_001,
-        "reconnects": 1015,
         "last_trade_age_s": 0.25,
         "complete_through": "2023-11-14T22:13:21.250+00:00",
         "proven_through": "2023-11-14T22:13:00.000+00:00",
@@ -245,7 +249,7 @@ async def test_binance_health_lists_connections_and_symbols():
         "stale": False,
     }
     assert answer["lines"][0]["first"] == 1028
-    assert answer["shards"] == {"held": 5, "total": 8}
+    assert answer["shards"] == {"held": 5, "total": 8, "settled": True}
     assert answer["symbols"]["ETHUSDT"]["last_trade_id"] is None
     assert json.loads(overall)["ring"]["absorbable_s"] is None
     async with serving(changed(**DEAD_FEED)) as server:

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,6 +215,40 @@ async def test_ready_comes_with_the_first_live_stream_and_signs_of_life_go_on(
             assert one_manager.times("STOPPING=1")
             assert "NOTIFY_SOCKET" not in one.log
             await assert_exact(migrated_database, exchange, sent)
+
+
+@pytest.mark.parametrize("away", ["venue", "database"])
+async def test_one_that_shares_the_symbols_is_not_ready_before_it_captures_its_part(
+    tmp_path: Path, pg_server: EmbeddedPostgres, one_manager: Manager, away: str
+) -> None:
+    port = free_port()
+    environ = {
+        "DATABASE_URL": pg_server.dsn,
+        "BINANCE_WEBSOCKET_URL": f"ws://127.0.0.1:{port}",
+        "BINANCE_REST_URL": f"http://127.0.0.1:{port}",
+        "SUPPORTED_SYMBOLS": "BTCUSDT",
+        "SHARDS": 1,
+        **told(one_manager),
+    }
+    async with AsyncExitStack() as stack:
+        exchange = simulated_exchange(port=port, rate=300, symbols="BTCUSDT")
+        if away == "database":
+            await stack.enter_async_context(exchange)
+            await pg_server.stop()
+        one = await stack.enter_async_context(daemon(tmp_path, **environ))
+        await one_manager.until("EXTEND_TIMEOUT_USEC=30000000", 4)
+        status, body = await one.get("/ready")
+        assert status == 503
+        code = {"venue": "no_live_stream", "database": "share_unknown"}[away]
+        assert code in [reason["code"] for reason in body["reasons"]]
+        assert not one_manager.times("READY=1")
+        if away == "database":
+            await pg_server.start()
+        else:
+            await stack.enter_async_context(exchange)
+        await one_manager.until("READY=1")
+        await one.until_stored(100)
+        assert await one.terminate() == 0
 
 
 async def test_a_database_that_is_away_is_no_reason_to_be_killed(

@@ -245,7 +245,11 @@ class Observer:
                     "AB"[: self._settings.feed_lines], parts.capture.lines(), strict=False
                 )
             ),
-            shards=Shards(held=len(parts.sharing.held), total=parts.sharing.total)
+            shards=Shards(
+                held=len(parts.sharing.held),
+                total=parts.sharing.total,
+                settled=parts.sharing.settled,
+            )
             if parts.sharing
             else Shards(),
             lifecycle=self._lifecycle(),

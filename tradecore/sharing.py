@@ -60,8 +60,15 @@ class Sharing:
         self._aside = False
         self._lost_s: dict[int, float] = {}
         self._changed = asyncio.Event()
+        self._agreed = False
+        self._applied: frozenset[int] = frozenset()
         self.total = shards
         self.held: frozenset[int] = frozenset()
+
+    @property
+    def settled(self) -> bool:
+        """Whether a round of leases has succeeded and the feed follows what came of it."""
+        return self._agreed and self._applied == self.held
 
     async def run(self) -> None:
         """Renew, take and give back leases twice a second, and make the feed follow."""
@@ -98,6 +105,7 @@ class Sharing:
             else:
                 if held is not None:
                     self._take(held, clock.mono_ns() / 1e9)
+                    self._agreed = True
             await asyncio.sleep(TICK_S)
 
     async def _due(self) -> frozenset[int] | None:
@@ -144,7 +152,9 @@ class Sharing:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._apply(self.held)
+            share = self.held
+            await self._apply(share)
+            self._applied = share
 
 
 def _draw_s() -> float:

@@ -240,6 +240,8 @@ class Shards:
 
     held: int = 0
     total: int = 0
+    settled: bool = True
+    """Whether it is known which are ours, and they are subscribed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

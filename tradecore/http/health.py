@@ -96,8 +96,11 @@ def _lifecycle_reasons(lifecycle: Lifecycle) -> Iterator[Reason]:
 
 
 def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
-    if snapshot.shards.total and not snapshot.shards.held:
-        return []  # the others capture all of them, and we stand by
+    if snapshot.shards.total and not snapshot.streams_wanted:
+        if snapshot.shards.settled:
+            return []  # the others capture all of them, and we stand by
+        text = "Which symbols are ours is not known yet: the database has to tell; see the log."
+        return [Reason("share_unknown", "feed", True, text)]
     if snapshot.live_streams == 0:
         text = f"None of {snapshot.streams_wanted} streams is live; no trade comes in."
         return [Reason("no_live_stream", "feed", True, text)]
