@@ -339,10 +339,10 @@ async def listening(handler: Handler) -> AsyncIterator[str]:
         server.close()
 
 
-def answering(status: str, body: bytes) -> Handler:
+def answering(status: str, body: bytes, path: str = "/ready") -> Handler:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"GET /ready HTTP/1.1\r\n")
+        assert head.startswith(f"GET {path} HTTP/1.1\r\n".encode())
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
         writer.close()
@@ -372,6 +372,15 @@ async def test_health(host: str, status: str, body: bytes, code: int, line: str)
     async with listening(answering(status, body)) as port:
         done = await tradecore("health", HTTP_HOST=host, HTTP_PORT=port, BATCH_SIZE="nonsense")
     assert done == (code, f"{line}\n", "")
+
+
+async def test_health_live_asks_for_no_more_than_life() -> None:
+    async with listening(answering("200 OK", b"{}", "/live")) as port:
+        done = await tradecore("health", "--live", HTTP_PORT=port)
+    assert done == (0, "live\n", "")
+    done = await tradecore("health", "--live", HTTP_PORT=port)
+    assert done.code == 1 and done.err == ""
+    assert done.out.startswith(f"not live: http://127.0.0.1:{port}/live does not answer")
 
 
 async def test_health_without_a_daemon() -> None:

@@ -16,7 +16,7 @@ from tradecore.settings import Settings, describe, load
 
 _EXIT_CODES = f"""exit codes:
   {errors.EXIT_OK}    done, or stopped by SIGTERM after everything was drained
-  {errors.EXIT_BUG}    a bug in tradecore; for `health`: not ready
+  {errors.EXIT_BUG}    a bug in tradecore; for `health`: not ready, not live
   {errors.EXIT_USAGE}    a wrong command line or setting
   {errors.EXIT_DATABASE}    the database cannot be used: DSN, rights, schema version
   {errors.EXIT_DATA_DIR}    DATA_DIR cannot be used: another daemon has it, no room, damage
@@ -144,7 +144,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     import_.add_argument("paths", nargs="+", metavar="PATH", help="files, or folders with them")
     import_.add_argument("--symbol", help="of files whose names do not tell it")
     simulate = add("simulate", _simulate, "run a local exchange that speaks the venue's protocol")
-    add("health", _health, "ask the running daemon whether it is ready (0) or not (1)")
+    health = add("health", _health, "ask the running daemon whether it is ready (0) or not (1)")
+    health.add_argument(
+        "--live",
+        action="store_true",
+        help="whether it answers at all, whatever venue and database do: kill what does not",
+    )
 
     word = next((word for word in arguments if not word.startswith("-")), None)
     if word is not None and word not in commands.choices:
@@ -239,10 +244,10 @@ def _simulate(options: argparse.Namespace) -> int:
     return uvloop.run(run(options))
 
 
-def _health(_: argparse.Namespace) -> int:
+def _health(options: argparse.Namespace) -> int:
     from tradecore import commands
 
-    return commands.health(os.environ)
+    return commands.health(os.environ, live=options.live)
 
 
 def _until_signal(work: Coroutine[Any, Any, int]) -> int:

@@ -197,28 +197,33 @@ def print_json(event: str, fields: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def health(environ: Mapping[str, str]) -> int:
-    """Ask the running daemon for /ready; print one line and return 0 if it is, else 1."""
+def health(environ: Mapping[str, str], *, live: bool = False) -> int:
+    """Ask the running daemon for /ready, or for /live; print one line, return 0 if it is, else 1.
+
+    It is live while its event loop turns, whatever venue and database do: what is not has to be
+    killed.
+    """
     from http.client import HTTPConnection, HTTPException
 
+    word = "live" if live else "ready"
     host, port = http_address(environ)
     # Where it listens on all, it is asked on loopback.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # nosec
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # nosec B104
     shown = f"[{host}]" if ":" in host else host
     try:
         connection = HTTPConnection(host, port, timeout=HEALTH_LIMIT_S)
-        connection.request("GET", "/ready")
+        connection.request("GET", f"/{word}")
         response = connection.getresponse()
         status, body = response.status, response.read(65536)
         connection.close()
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
-        print(f"not ready: http://{shown}:{port}/ready does not answer: {reason}")
+        print(f"not {word}: http://{shown}:{port}/{word} does not answer: {reason}")
         return EXIT_BUG
     if status == 200:
-        print("ready")
+        print(word)
         return EXIT_OK
-    print(f"not ready: {_reasons(body) or f'HTTP {status}'}")
+    print(f"not {word}: {_reasons(body) or f'HTTP {status}'}")
     return EXIT_BUG
 
 
