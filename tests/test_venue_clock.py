@@ -31,12 +31,16 @@ async def test_a_clock_that_is_behind_shows_a_negative_offset() -> None:
 
 async def test_the_fastest_answer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each question takes a second but the second one, which takes 10 ms."""
-    times_ns = iter([0, 10**9, 2 * 10**9, 2_010_000_000, 3 * 10**9, 4 * 10**9])
-    monkeypatch.setattr(clock, "wall_ns", lambda: next(times_ns))
-    theirs_us = iter([0, 1_005_000, 0])
+    now_ns = 0
+    monkeypatch.setattr(clock, "wall_ns", lambda: now_ns)
+    monkeypatch.setattr(clock, "mono_ns", lambda: now_ns)
+    answers = iter([(10**9, 0), (10**7, 5_000), (10**9, 0)])
 
     async def ask() -> int:
-        return next(theirs_us)
+        nonlocal now_ns
+        trip_ns, theirs_us = next(answers)
+        now_ns += trip_ns
+        return theirs_us
 
     ours = VenueClock(ask)
     await ours.measure()
@@ -44,6 +48,25 @@ async def test_the_fastest_answer_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert offset is not None
     assert offset.offset_s == pytest.approx(1.0 - 0.0005)
     assert offset.bound_s == pytest.approx(0.005 + 0.0005)
+
+
+async def test_a_clock_that_is_set_back_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trip has its length, whatever the wall clock says: none is faster than nothing."""
+    steps_ns = iter([0, -(10**12), 0])
+    ahead_ns = 10**12
+    monkeypatch.setattr(clock, "wall_ns", lambda: clock.mono_ns() + ahead_ns)
+
+    async def ask() -> int:
+        nonlocal ahead_ns
+        ahead_ns += next(steps_ns)
+        return clock.mono_ns() // 1000
+
+    ours = VenueClock(ask)
+    await ours.measure()
+    offset = ours.stats.offset
+    assert offset is not None
+    assert 0 < offset.bound_s < 0.5
+    assert min(abs(offset.offset_s - true_s) for true_s in (0, 1000)) <= offset.bound_s + 1e-6
 
 
 async def test_an_old_measurement_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from difflib import get_close_matches
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,7 +26,7 @@ from tradecore.errors import (
 )
 from tradecore.settings import Settings
 from tradecore.values import Secret, spoken
-from tradecore.venue_clock import RESOLUTION_S, Offset, Sample, offset_of
+from tradecore.venue_clock import RESOLUTION_S, Offset, offset_of, sample
 
 if TYPE_CHECKING:
     import asyncpg
@@ -252,13 +253,8 @@ async def _server(settings: Settings, connection: "asyncpg.Connection") -> Async
                 )
             async for finding in _old_trades(settings, connection, state.level):
                 yield finding
-    samples = []
-    for _ in range(_CLOCK_SAMPLES):
-        begin_ns = clock.wall_ns()
-        time_us = await connection.fetchval(
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint"
-        )
-        samples.append(Sample(begin_ns, time_us * 1000, clock.wall_ns()))
+    query = "SELECT (extract(epoch FROM clock_timestamp()) * 1e6)::bigint"
+    samples = [await sample(lambda: connection.fetchval(query)) for _ in range(_CLOCK_SAMPLES)]
     yield _clock("database", offset_of(samples, 0.0))
 
 
@@ -353,11 +349,8 @@ async def _venue(settings: Settings) -> AsyncIterator[Finding]:
     url = settings.rest_url
     client = RestClient(url, Budget.of(settings.data_dir, url), limit_s=VENUE_LIMIT_S)
     try:
-        samples = []
-        for _ in range(_CLOCK_SAMPLES):
-            begin_ns = clock.wall_ns()
-            time_us = await venue_time_us(client, wait_s=0, tries=1)
-            samples.append(Sample(begin_ns, time_us * 1000, clock.wall_ns()))
+        ask = partial(venue_time_us, client, wait_s=0, tries=1)
+        samples = [await sample(ask) for _ in range(_CLOCK_SAMPLES)]
         yield Finding("ok", "venue", f"{url} answers")
         yield _clock("venue", offset_of(samples, RESOLUTION_S))
         body = await client.get(

@@ -27,9 +27,10 @@ RESOLUTION_S = 1e-3
 
 
 class Sample(NamedTuple):
-    """One question: our clock before and after, and theirs, in nanoseconds since 1970."""
+    """One question: our clock and theirs at the answer, in nanoseconds since 1970."""
 
-    sent_ns: int
+    trip_ns: int
+    """How long the answer took; never from the difference of two wall times, which may step."""
     theirs_ns: int
     received_ns: int
 
@@ -41,12 +42,19 @@ class Offset(NamedTuple):
     bound_s: float
 
 
+async def sample(ask: Callable[[], Awaitable[int]]) -> Sample:
+    """Ask once; `ask` returns their time in microseconds since 1970. Raises what it raises."""
+    sent_ns = clock.mono_ns()
+    theirs_us = await ask()
+    return Sample(clock.mono_ns() - sent_ns, theirs_us * 1000, clock.wall_ns())
+
+
 def offset_of(samples: Sequence[Sample], resolution_s: float) -> Offset:
     """Halve the round trip of the fastest sample; `resolution_s` is what their clock cuts off."""
-    sent_ns, theirs_ns, received_ns = min(samples, key=lambda one: one.received_ns - one.sent_ns)
+    trip_ns, theirs_ns, received_ns = min(samples, key=lambda one: one.trip_ns)
     return Offset(
-        ((sent_ns + received_ns) / 2 - theirs_ns) / 1e9 - resolution_s / 2,
-        (received_ns - sent_ns) / 2e9 + resolution_s / 2,
+        (received_ns - trip_ns / 2 - theirs_ns) / 1e9 - resolution_s / 2,
+        trip_ns / 2e9 + resolution_s / 2,
     )
 
 
@@ -84,10 +92,6 @@ class VenueClock:
 
     async def measure(self) -> None:
         """Ask now. Raises VenueError."""
-        samples = []
-        for _ in range(SAMPLES):
-            sent_ns = clock.wall_ns()
-            theirs_us = await self._ask()
-            samples.append(Sample(sent_ns, theirs_us * 1000, clock.wall_ns()))
+        samples = [await sample(self._ask) for _ in range(SAMPLES)]
         self.stats.offset = offset_of(samples, RESOLUTION_S)
         self.stats.measured_ns = clock.mono_ns()
