@@ -222,6 +222,32 @@ async def test_a_database_that_is_down_at_the_start_and_goes_away_costs_no_row(
         await assert_exact(dsn, exchange, sent)
 
 
+async def test_a_database_that_goes_while_the_market_is_quiet_is_noticed(
+    tmp_path: Path, pg_server: EmbeddedPostgres
+) -> None:
+    async with (
+        simulated_exchange(rate=300, symbols="BTCUSDT") as exchange,
+        daemon(
+            tmp_path,
+            DATABASE_URL=pg_server.dsn,
+            STREAMS="trade",
+            **venue(exchange) | {"SUPPORTED_SYMBOLS": "BTCUSDT"},
+        ) as one,
+    ):
+        await one.until_stored(1)
+        await exchange.fault("quiet", symbol="BTCUSDT", seconds=600)
+        health = await one.until(lambda health: health["feed"]["data_age_s"] > 0.5)
+        stored = health["counts"]["trades_stored"]
+        await pg_server.stop()
+        health = await one.until(lambda health: not health["database"]["reachable"])
+        assert "database_away" in [reason["code"] for reason in health["reasons"]]
+        assert (await one.get("/health/db"))[0] == 503
+        assert "the database does not answer" in one.log
+        await pg_server.start()
+        health = await one.until(lambda health: health["database"]["reachable"])
+        assert health["counts"]["trades_stored"] == stored, "and nothing was written"
+
+
 async def test_rows_in_the_ring_survive_kill_9(tmp_path: Path, pg_server: EmbeddedPostgres) -> None:
     """With the database away every trade is in the ring only; the daemon is killed there."""
     dsn = pg_server.dsn

@@ -43,6 +43,8 @@ class GatedSink:
         self.tickers: list[int] = []
         self.klines: list[int] = []
         self.waiting = 0
+        self.pings = 0
+        self.away = False
 
     async def write_trades(self, rows: NDArray[np.void]) -> Result:
         self.waiting += 1
@@ -65,6 +67,11 @@ class GatedSink:
     async def write_klines(self, rows: NDArray[np.void]) -> Result:
         self.klines += (rows["event_us"] // 1000 - OPEN_MS).tolist()
         return Result(len(rows))
+
+    async def ping(self) -> None:
+        self.pings += 1
+        if self.away:
+            raise TransientStoreError("down", "it is away")
 
 
 class Desk:
@@ -259,3 +266,36 @@ async def test_holes_are_told_after_their_rows_have_left_the_ring(tmp_path: Path
         await until(lambda: one.ring.pending == 0)
         assert one.told == [(0, hole)]
         assert one.flusher.stats.holes_opened == 1
+
+
+async def test_a_database_that_goes_while_nothing_is_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "QUIET_S", 0.05)
+    async with desk(tmp_path, rows=1, age_s=30) as one:
+        stats = one.flusher.stats
+        await until(lambda: one.sink.pings > 1)
+        assert not stats.away_since_ns
+        one.sink.away = True
+        await until(lambda: stats.away_since_ns > 0)
+        assert stats.last_error == "it is away"
+        one.sink.away = False
+        await until(lambda: not stats.away_since_ns)
+
+
+async def test_a_database_that_answers_and_takes_no_rows_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "QUIET_S", 0.05)
+    monkeypatch.setattr(flusher_module, "RETRY_BASE_S", 0.5)
+    async with desk(tmp_path, rows=1, age_s=30) as one:
+        stats = one.flusher.stats
+        await until(lambda: one.sink.pings > 0)
+        one.sink.failures = [TransientStoreError("53100", "disk full")]
+        one.feed(0, 1)
+        await until(lambda: stats.away_since_ns > 0)
+        pings = one.sink.pings
+        while not one.sink.batches:
+            assert (one.sink.pings, bool(stats.away_since_ns)) == (pings, True)
+            await asyncio.sleep(0.01)
+        await until(lambda: one.sink.pings > pings)

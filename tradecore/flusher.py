@@ -3,7 +3,8 @@
 A batch is written as soon as `batch_rows` trades wait or the oldest has waited `batch_age_s`.
 While a batch is under way the next one grows, up to MAX_BATCH_ROWS (group commit), so the load
 sets the batch size by itself. The ring's durable cursor moves after COMMIT only: whatever fails
-in between is written again, and the ledger sees to it that nothing is stored twice.
+in between is written again, and the ledger sees to it that nothing is stored twice. While nothing
+comes to be written, the database is asked whether it is still there.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ STATE_INTERVAL_S = 1.0
 IDLE_LOOK_S = 0.5
 """How often an idle flusher looks at the ring although nothing woke it."""
 
+QUIET_S = 5.0
+"""Without a successful write for so long, the database is asked whether it is there."""
+
 RETRY_BASE_S = 0.1
 RETRY_CAP_S = 5.0
 
@@ -46,6 +50,8 @@ LATENCY_BOUNDS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5,
     1.0, 1.5, 2.0, 5.0, 10.0, 60.0, 600.0,
 )  # fmt: skip
+
+Answer = TypeVar("Answer")
 
 _LATENCY_BOUNDS_NS = np.array([round(bound * 1e9) for bound in LATENCY_BOUNDS_S], np.int64)
 
@@ -72,6 +78,7 @@ class Sink(Protocol):
     async def write_trades(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_tickers(self, rows: NDArray[np.void]) -> WriteResult: ...
     async def write_klines(self, rows: NDArray[np.void]) -> WriteResult: ...
+    async def ping(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class FlushStats:
     )
     latency_sum_ns: int = 0
     reachable_ns: int = 0
-    """Monotonic clock of the last successful write; 0 before the first."""
+    """Monotonic clock of the last successful write or ping; 0 before the first."""
     away_since_ns: int = 0
     """Monotonic clock of the first failure since the last success; 0 while the database answers."""
     last_error: str | None = None
@@ -183,12 +190,16 @@ class Flusher:
         self._on_opened = on_opened
         self._due = asyncio.Event()
         self._draining = asyncio.Event()
+        self._again: set[str] = set()  # what failed last, and waits for its next attempt
 
     async def run(self) -> None:
         """Write until `drain` was called and everything that waited is stored."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_trades(), name="flush trades")
             group.create_task(self._run_states(), name="flush tickers and klines")
+            watch = group.create_task(self._watch_database(), name="watch the database")
+            await self._draining.wait()
+            watch.cancel()
 
     def drain(self) -> None:
         """Write what waits without waiting for more, then let `run` return."""
@@ -264,20 +275,33 @@ class Flusher:
             else:
                 self.stats.klines_stored += result.stored
 
+    async def _watch_database(self) -> None:
+        """Notice that the database is gone, or back, while nothing comes to be written."""
+        backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
+        while True:
+            quiet_s = (clock.mono_ns() - self.stats.reachable_ns) / 1e9
+            # A database that refuses writes may well answer; the next attempt tells more.
+            if quiet_s < QUIET_S or self._again:
+                await asyncio.sleep(QUIET_S / 10)
+            else:
+                await self._attempt("nothing", 0, self._sink.ping(), backoff)
+
     def _note_dropped(self, count: int) -> None:
         if count and not self.stats.klines_dropped:
             log.warning("closed klines find no room; the cross-check asks the venue for them later")
         self.stats.klines_dropped = count
 
     async def _attempt(
-        self, what: str, count: int, write: Awaitable[WriteResult], backoff: Backoff
-    ) -> WriteResult | None:
+        self, what: str, count: int, write: Awaitable[Answer], backoff: Backoff
+    ) -> Answer | None:
         """Await one write; on a passing failure wait for the next attempt and return None."""
         try:
             result = await write
         except TransientStoreError as error:
             self._report(what, count, error)
             self.stats.failed(error)
+            if count:
+                self._again.add(what)
             # While draining the supervisor's time limit ends the attempts.
             await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
             return None
@@ -285,6 +309,7 @@ class Flusher:
             away_s = (clock.mono_ns() - self.stats.away_since_ns) / 1e9
             log.info("database answers again", extra={"away_s": round(away_s, 1)})
         self.stats.succeeded()
+        self._again.discard(what)
         backoff.reset()
         return result
 
@@ -300,10 +325,12 @@ class Flusher:
             once_per(log, error.reason).error(
                 "the database refuses writes; rows wait in the ring", extra=extra
             )
-        elif not self.stats.away_since_ns:
-            log.warning("write failed and is tried again; rows wait in the ring", extra=extra)
-        else:
+        elif self.stats.away_since_ns:
             log.debug("write failed again", extra=extra)
+        elif not count:
+            log.warning("the database does not answer; what comes waits in the ring", extra=extra)
+        else:
+            log.warning("write failed and is tried again; rows wait in the ring", extra=extra)
 
 
 async def _wait(event: asyncio.Event, limit_s: float) -> None:

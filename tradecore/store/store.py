@@ -16,7 +16,7 @@ from tradecore.settings import Settings
 from tradecore.store import holes, times
 from tradecore.store.candles import CandleKind, read_kind
 from tradecore.store.dsn import Dsn, parse_dsn
-from tradecore.store.failure import as_transient
+from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.migrate import Level, bring_up_to_date, detect_level
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import (
@@ -189,6 +189,15 @@ class Store:
     def horizon_us(self, horizon_us: int | None) -> None:
         if self._sink is not None:
             self._sink.horizon_us = horizon_us
+
+    async def ping(self) -> None:
+        """Have it answer; raises TransientStoreError when it does not within `PING_LIMIT_S`."""
+        await self._opened()
+        try:
+            async with asyncio.timeout(PING_LIMIT_S):
+                await self.pool.execute("SELECT 1")
+        except TROUBLE as exc:
+            raise as_transient(exc, "answer") from exc
 
     # ---- writing -----------------------------------------------------------------------------
 
