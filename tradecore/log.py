@@ -309,11 +309,22 @@ class RateLimited:
         """Log at level warning, or count."""
         self.log(logging.WARNING, message, extra)
 
-    def error(self, message: str, extra: Mapping[str, object] | None = None) -> None:
+    def error(
+        self,
+        message: str,
+        extra: Mapping[str, object] | None = None,
+        exc_info: BaseException | None = None,
+    ) -> None:
         """Log at level error, or count."""
-        self.log(logging.ERROR, message, extra)
+        self.log(logging.ERROR, message, extra, exc_info)
 
-    def log(self, level: int, message: str, extra: Mapping[str, object] | None = None) -> None:
+    def log(
+        self,
+        level: int,
+        message: str,
+        extra: Mapping[str, object] | None = None,
+        exc_info: BaseException | None = None,
+    ) -> None:
         """Log, or count if this key has logged within the interval."""
         now_ns = clock.mono_ns()
         with self._lock:
@@ -324,7 +335,7 @@ class RateLimited:
             suppressed, self._suppressed = self._suppressed, 0
             self._quiet_until_ns = now_ns + self._interval_ns
         more = {"suppressed": suppressed} if suppressed else {}
-        self._logger.log(level, message, extra={**(extra or {}), **more})
+        self._logger.log(level, message, exc_info=exc_info, extra={**(extra or {}), **more})
 
     def report(self, *, everything: bool = False) -> None:
         """Tell what was counted since the last record, if its interval is over or `everything`."""
