@@ -11,7 +11,7 @@ from tradecore.snapshot import SymbolState
 
 MANY = changed(symbols=tuple(SymbolState(f"S{n}USDT", n, n, 0.25) for n in range(1400)))
 PATHS = ("/health", "/metrics", "/health/binance")
-"""Compressed on the loop, with the others who ask, and in a thread."""
+"""Small, and large ones of two kinds."""
 
 
 async def ask(server, path, accepts, method="GET"):

@@ -1,8 +1,16 @@
 """Answers that are made no more often than the loop can afford."""
 
-import pytest
+import asyncio
+import time
 
-from tradecore.http.ration import AGE_LIMIT_S, Ration
+import pytest
+from http_desk import fetch
+from snapshots import HEALTHY, changed
+
+from tradecore.http.access import Policy
+from tradecore.http.ration import AGE_LIMIT_S, KEPT_MAX, Ration
+from tradecore.http.server import SideServer
+from tradecore.values import Secret
 
 MS = 10**6
 
@@ -59,3 +67,68 @@ def test_a_failure_is_not_kept():
         with pytest.raises(RuntimeError):
             ration.get("a", broken)
     assert ration.get("a", lambda: 1) == 1
+
+
+def test_not_many_are_kept():
+    desk = Desk()
+    for key in range(3 * KEPT_MAX):
+        desk.get(key)
+    assert len(desk.ration._kept) == KEPT_MAX
+    assert desk.get(3 * KEPT_MAX - 1) == 3 * KEPT_MAX, "the latest are"
+    assert desk.get(0) == 3 * KEPT_MAX + 1
+
+
+def test_age_counts_from_the_first_moment_of_making():
+    desk = Desk()
+    desk.cost_ms = 300
+    begun_ns = desk.now_ns
+    desk.get("a")
+    desk.now_ns = begun_ns + int(AGE_LIMIT_S * 1e9) - 1
+    assert desk.get("a") == 1
+    desk.now_ns += 1
+    assert desk.get("a") == 2
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/ready", "/health", "/health/db", "/health/binance"])
+async def test_a_crowd_has_answers_made_no_more_often_than_one(path):
+    cost_s = 0.02
+    made = 0
+
+    def snapshot():
+        nonlocal made
+        made += 1
+        time.sleep(cost_s)
+        return HEALTHY
+
+    server = SideServer("127.0.0.1", 0, snapshot)
+    await server.start()
+    try:
+        begin_s = time.monotonic()
+        for _ in range(4):
+            # In gzip and plain: it is one answer.
+            asked = [{"Accept-Encoding": ("gzip", "identity")[n % 2]} for n in range(12)]
+            answers = await asyncio.gather(*(fetch(server, path, headers=one) for one in asked))
+            assert [response.status for response, _ in answers] == [200] * 12
+            assert len({body for _, body in answers}) == 1
+        passed_s = time.monotonic() - begin_s
+    finally:
+        await server.stop()
+    assert 1 <= made <= 1 + passed_s / (cost_s * 10)
+
+
+async def test_whoever_has_the_token_is_told_apart():
+    token = "a-token-of-length"
+    server = SideServer("127.0.0.1", 0, slow_snapshot, policy=Policy(token=Secret(token)))
+    await server.start()
+    try:
+        shown = {"Authorization": f"Bearer {token}"}
+        for headers, is_told in ((shown, True), ({}, False), (shown, True), ({}, False)):
+            _, body = await fetch(server, "/health/db", headers=headers)
+            assert (b"hunter2" in body) is is_told
+    finally:
+        await server.stop()
+
+
+def slow_snapshot():
+    time.sleep(0.01)  # so that all the others are answered from what is kept
+    return changed(database__reachable=False, database__last_error="hunter2")

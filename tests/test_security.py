@@ -10,6 +10,7 @@ import pytest
 from http_desk import HOST, PATHS, Failing, assert_secure, fetch, raw, refusal_in, serving
 from test_streams import desk as desk
 
+from tradecore import log
 from tradecore.http.counts import HttpCounts
 from tradecore.http.peers import RateLimiter
 
@@ -221,7 +222,13 @@ async def test_pipelined_requests_are_answered_in_order_until_one_is_refused():
 # --- failures --------------------------------------------------------------------------------
 
 
-async def test_a_bug_is_a_500_without_internals(caplog):
+@pytest.fixture
+def unlimited(monkeypatch):
+    """Forget what was logged a moment ago."""
+    monkeypatch.setattr(log, "_limits", {})
+
+
+async def test_a_bug_is_a_500_without_internals(caplog, unlimited):
     async with serving(server_class=Failing) as server:
         response, body = await fetch(server, "/health")
         after, _ = await fetch(server, "/health/db")
@@ -234,6 +241,13 @@ async def test_a_bug_is_a_500_without_internals(caplog):
         (logging.ERROR, "/health")
     ]
     assert after.status == 200
+
+
+async def test_a_bug_that_is_met_often_is_told_once(caplog, unlimited):
+    async with serving(server_class=Failing) as server:
+        for _ in range(5):
+            assert (await fetch(server, "/health"))[0].status == 500
+    assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
 # --- rate limit -----------------------------------------------------------------------------

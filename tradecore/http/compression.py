@@ -1,30 +1,39 @@
 """Answers in gzip, for those who say that they read it."""
 
-import asyncio
 import zlib
+from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
 from tradecore.http.accept import choices
 
 COMPRESS_FROM_BYTES = 1024
-IN_THREAD_FROM_BYTES = 16_384
-"""What takes longer than 0.2 ms is done beside the loop."""
 
 
-async def compress(request: web.Request, response: web.StreamResponse) -> None:
-    """Compress an answer that is worth it, if the client takes it and nobody has done so."""
-    if not isinstance(response, web.Response) or hdrs.CONTENT_ENCODING in response.headers:
-        return
-    body = response.body
-    if not isinstance(body, bytes) or len(body) < COMPRESS_FROM_BYTES:
-        return
-    if hdrs.ACCEPT_ENCODING not in response.headers.get(hdrs.VARY, ""):
-        response.headers.add(hdrs.VARY, hdrs.ACCEPT_ENCODING)
-    if takes_gzip(request):
-        is_large = len(body) >= IN_THREAD_FROM_BYTES
-        response.body = await asyncio.to_thread(gzip, body) if is_large else gzip(body)
-        response.headers[hdrs.CONTENT_ENCODING] = "gzip"
+class Packed(NamedTuple):
+    """A body that is compressed once for all who ask, if it is worth it; 16 KiB take 0.2 ms."""
+
+    body: bytes
+    gzipped: bytes | None
+
+    @classmethod
+    def of(cls, body: bytes) -> "Packed":
+        """Return it with its compressed form."""
+        return cls(body, gzip(body) if len(body) >= COMPRESS_FROM_BYTES else None)
+
+    def answer(
+        self,
+        request: web.Request,
+        status: int = 200,
+        content_type: str = "application/json",
+        vary: str = hdrs.ACCEPT_ENCODING,
+    ) -> web.Response:
+        """Return what the client reads of the two."""
+        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: vary}
+        if self.gzipped is None or not takes_gzip(request):
+            return web.Response(body=self.body, status=status, headers=headers)
+        headers[hdrs.CONTENT_ENCODING] = "gzip"
+        return web.Response(body=self.gzipped, status=status, headers=headers)
 
 
 def gzip(body: bytes, level: int = 1) -> bytes:

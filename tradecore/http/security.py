@@ -27,9 +27,9 @@ from tradecore.http.access import (
     Refusal,
     add_reply_headers,
 )
-from tradecore.http.compression import compress
 from tradecore.http.counts import HttpCounts
 from tradecore.http.peers import RateLimiter, peer_of
+from tradecore.log import once_per
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,14 @@ async def set_headers(_request: web.Request, response: web.StreamResponse) -> No
     response.headers.popall(hdrs.SERVER, None)
 
 
+def json_bytes(body: dict[str, Any]) -> bytes:
+    """Return a body of JSON that ends its line, for those who ask in a terminal."""
+    return orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def json_answer(body: dict[str, Any], status: int = 200) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(
-        body=orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE),
-        status=status,
-        content_type="application/json",
-    )
+    return web.Response(body=json_bytes(body), status=status, content_type="application/json")
 
 
 def error_answer(status: int, text: str = "", *, path: str = "") -> web.Response:
@@ -163,10 +164,7 @@ class Guard:
             return answered
         if (refusal := self._refuse(request)) is not None:
             return self._refused(request, refusal)
-        response = await _handled(request, handler)
-        if not request.path.startswith(API_PREFIX):  # which sees to it itself
-            await compress(request, response)
-        return response
+        return await _handled(request, handler)
 
     def _refuse_early(self, request: web.Request) -> Refusal | None:
         """Refuse what no page may ask either."""
@@ -206,14 +204,18 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
         async with asyncio.timeout(None if _is_stream(request) else HANDLER_LIMIT_S):
             return await handler(request)
     except TimeoutError:
-        log.warning("HTTP request took too long", extra={"path": request.path})
+        once_per(log, ("slow", _route_of(request))).warning(
+            "HTTP request took too long", extra={"path": request.path}
+        )
         return error_answer(503, "The answer took too long.", path=request.path)
     except web.HTTPException as error:
         if error.status < 400:
             raise
         return error_answer(error.status, path=request.path)
-    except Exception:
-        log.exception("HTTP handler failed, a bug", extra={"path": request.path})
+    except Exception as error:  # noqa: BLE001 - the log tells it, the client nothing
+        once_per(log, (type(error), _route_of(request))).error(
+            "HTTP handler failed, a bug", {"path": request.path}, error
+        )
         return error_answer(500, path=request.path)
 
 

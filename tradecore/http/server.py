@@ -5,7 +5,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import hdrs, web
 
@@ -14,8 +14,9 @@ from tradecore.errors import UsageError
 from tradecore.http import connections, health, security
 from tradecore.http.access import Policy, sees_inside
 from tradecore.http.api import Api
-from tradecore.http.compression import gzip, takes_gzip
+from tradecore.http.compression import Packed
 from tradecore.http.counts import HttpCounts
+from tradecore.http.health import Health
 from tradecore.http.page import Page
 from tradecore.http.ration import Ration
 from tradecore.http.streams import Streams
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 STOP_LIMIT_S = 2.0
 
 EVERYTHING = Policy()
+
+Tell = Callable[[Snapshot, Health], tuple[dict[str, Any], bool]]
+"""Makes a body of JSON, and tells whether all is well with what it is about."""
 
 
 class Route(NamedTuple):
@@ -145,52 +149,61 @@ class SideServer:
         if self._api is not None:
             await self._api.close()
 
-    async def _index(self, _request: web.Request) -> web.Response:
+    async def _index(self, request: web.Request) -> web.Response:
         routes = {route.path: route.text for route in self.routes}
-        return security.json_answer({"name": "tradecore", "routes": routes})
+        body = security.json_bytes({"name": "tradecore", "routes": routes})
+        return self._ration.get("index", lambda: Packed.of(body)).answer(request)
 
     async def _health(self, request: web.Request) -> web.Response:
-        snapshot = self._look(request)
-        verdict = health.assess(snapshot)
-        return security.json_answer(
-            health.overall_json(snapshot, verdict), 200 if verdict.ready else 503
-        )
+        return self._tell(request, _overall)
 
     async def _database(self, request: web.Request) -> web.Response:
-        snapshot = self._look(request)
-        body = health.database_json(snapshot, health.assess(snapshot))
-        return security.json_answer(body, 200 if snapshot.database.reachable else 503)
+        return self._tell(request, _database)
 
     async def _binance(self, request: web.Request) -> web.Response:
-        snapshot = self._look(request)
-        verdict = health.assess(snapshot)
-        body = health.binance_json(snapshot, verdict)
-        return security.json_answer(body, 200 if verdict.of("feed").ready else 503)
+        return self._tell(request, _binance)
 
     async def _ready(self, request: web.Request) -> web.Response:
-        verdict = health.assess(self._look(request))
-        return security.json_answer(health.ready_json(verdict), 200 if verdict.ready else 503)
+        return self._tell(request, _ready)
 
     async def _live(self, _request: web.Request) -> web.Response:
         return security.json_answer({"live": True})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = metrics.content_type(request.headers.get(hdrs.ACCEPT, ""))
-        headers = {hdrs.CONTENT_TYPE: content_type, hdrs.VARY: "Accept, Accept-Encoding"}
-        body = self._ration.get(content_type, lambda: metrics.render(self._fresh(), content_type))
-        if takes_gzip(request):
-            body = self._ration.get((content_type, "gzip"), lambda: gzip(body))
-            headers[hdrs.CONTENT_ENCODING] = "gzip"
-        return web.Response(body=body, headers=headers)
+        packed = self._ration.get(
+            content_type, lambda: Packed.of(metrics.render(self._snapshot(), content_type))
+        )
+        vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
+        return packed.answer(request, content_type=content_type, vary=vary)
 
-    def _fresh(self) -> Snapshot:
-        """Return the snapshot, which costs microseconds a symbol."""
-        return self._ration.get("snapshot", self._snapshot)
+    def _tell(self, request: web.Request, tell: Tell) -> web.Response:
+        """Answer what `tell` makes of the snapshot, as far as the client may see it."""
+        is_inside = sees_inside(request)
 
-    def _look(self, request: web.Request) -> Snapshot:
-        """Return what the client may see of the snapshot."""
-        snapshot = self._fresh()
-        return snapshot if sees_inside(request) else snapshot.without_errors()
+        def make() -> tuple[Packed, int]:
+            snapshot = self._snapshot() if is_inside else self._snapshot().without_errors()
+            body, is_well = tell(snapshot, health.assess(snapshot))
+            return Packed.of(security.json_bytes(body)), 200 if is_well else 503
+
+        packed, status = self._ration.get((tell, is_inside), make)
+        return packed.answer(request, status)
+
+
+def _overall(snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]:
+    return health.overall_json(snapshot, verdict), verdict.ready
+
+
+def _database(snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]:
+    return health.database_json(snapshot, verdict), snapshot.database.reachable
+
+
+def _binance(snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]:
+    return health.binance_json(snapshot, verdict), verdict.of("feed").ready
+
+
+def _ready(_snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]:
+    return health.ready_json(verdict), verdict.ready
 
 
 async def _nothing(_request: web.Request) -> web.Response:
