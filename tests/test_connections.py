@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 
 import aiohttp
 import pytest
@@ -21,6 +22,15 @@ from http_desk import (
 from tradecore.http import connections, security
 from tradecore.http.counts import HttpCounts
 from tradecore.http.server import SideServer
+
+
+async def read_to_end(reader):
+    """Return how much comes until the end, however that comes."""
+    size = 0
+    with contextlib.suppress(ConnectionError):
+        while some := await reader.read(1 << 20):
+            size += len(some)
+    return size
 
 
 async def test_a_slow_handler_is_cut_off(monkeypatch):
@@ -48,22 +58,25 @@ async def test_half_a_request_is_cut_off(monkeypatch):
 
 async def test_half_a_head_ends_however_often_some_of_it_comes(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.2)
-    async with serving() as server, connected(server) as (reader, writer):
+    counts = HttpCounts()
+    async with serving(counts=counts) as server, connected(server) as (reader, writer):
         writer.write(LIVE)
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert await reader.readuntil(b"true}\n")
         await asyncio.sleep(0.3)  # no limit of heads for one that has not begun
-        writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\n")
+        writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX: ")
+        end = asyncio.create_task(read_to_end(reader))
         async with asyncio.timeout(20):
-            with contextlib.suppress(ConnectionError):
-                while not reader.at_eof():
-                    writer.write(b"X: y\r\n")
-                    await reader.read(1000) if reader._buffer else await asyncio.sleep(0.02)
-        await until_connections(server, 0)
+            while not end.done():
+                writer.write(b"y")
+                await asyncio.sleep(0.02)
+        assert await end == 0
+    assert (counts.use().refused["slow"], counts.use().refused["malformed"]) == (1, 0)
 
 
-async def test_a_head_may_come_in_pieces_and_behind_another(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_LIMIT_S", 0.3)
+async def test_a_head_may_come_in_pieces_and_behind_another():
     async with serving() as server, connected(server) as (reader, writer):
+        await until_connections(server, 1)
+        (ours,) = server._runner.server.connections
         for _ in range(3):
             for piece in (LIVE[:5], LIVE[5:30], LIVE[30:] + LIVE[:7], LIVE[7:]):
                 writer.write(piece)
@@ -71,9 +84,32 @@ async def test_a_head_may_come_in_pieces_and_behind_another(monkeypatch):
         async with asyncio.timeout(20):
             for _ in range(6):
                 assert (await reader.readuntil(b"true}\n")).startswith(b"HTTP/1.1 200")
-            await asyncio.sleep(0.4)
-            writer.write(LIVE)
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert ours._timer is None, "with the last head its limit ends"
+
+
+class Closing(SideServer):
+    """A server whose index ends when the client takes no more, a little of it unsent."""
+
+    async def _index(self, request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not request.transport.get_write_buffer_size():
+            await response.write(bytes(32_000))
+        return response
+
+
+async def test_the_kernel_ends_what_is_closed_and_never_read(monkeypatch):
+    monkeypatch.setattr(connections, "ANSWER_LIMIT_S", 0.5)
+    counts = HttpCounts()
+    async with (
+        serving(server_class=Closing, counts=counts) as server,
+        connected(server) as (_, writer),
+    ):
+        writer.transport.pause_reading()
+        writer.write(b"GET /api HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await until_connections(server, 1)
+        await until_connections(server, 0)
+    assert counts.use().refused["slow"] == 0, "it was not the loop that did it"
 
 
 class Waiting(SideServer):
@@ -86,6 +122,48 @@ class Waiting(SideServer):
     async def _index(self, _request):
         await self.go.wait()
         return web.Response(body=b"done")
+
+
+HEAVY_BYTES = 8_000_000
+"""More than the kernel takes of one answer."""
+
+
+class Heavy(SideServer):
+    """A server with a large index."""
+
+    async def _index(self, _request):
+        return web.Response(body=bytes(HEAVY_BYTES))
+
+
+async def test_what_is_not_read_is_bounded_for_all_together(monkeypatch):
+    monkeypatch.setattr(connections, "UNSENT_MAX_BYTES", 3 * HEAVY_BYTES)
+    counts = HttpCounts()
+    async with (
+        serving(server_class=Heavy, counts=counts) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+
+        async def ask(address):
+            reader, writer = await stack.enter_async_context(connected(server, address))
+            socket_ = writer.get_extra_info("socket")
+            socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            writer.write(b"GET /api HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await reader.read(1)  # the rest waits for us
+            return reader
+
+        alone = await ask("127.0.0.2")
+        crowd = [await ask("127.0.0.1") for _ in range(9)]
+        unsent = sum(one.unsent_bytes for one in server._runner.server.connections)
+        assert HEAVY_BYTES < unsent <= 3 * HEAVY_BYTES
+        ended = counts.use().refused["slow"]
+        assert 0 < ended < 9
+        async with asyncio.timeout(20):
+            # The crowd has given way to itself: its latest and who came alone are served whole.
+            for reader in (alone, crowd[-1]):
+                assert await read_to_end(reader) > HEAVY_BYTES
+            assert await read_to_end(crowd[0]) < HEAVY_BYTES
+        assert counts.use().refused["slow"] == ended
+        assert (await fetch(server, "/live"))[0].status == 200
 
 
 @contextlib.asynccontextmanager

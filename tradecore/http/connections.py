@@ -42,6 +42,8 @@ DOOR_MAX = 256
 """So many more that are about to be turned away."""
 DOOR_LIMIT_S = 2.0
 RETRY_AFTER_S = 1
+UNSENT_MAX_BYTES = 8 << 20
+"""So much of what clients do not read is kept for all of them together, beside 64 KiB for each."""
 BACKLOG = 1024
 """So many may wait for us to take them up; of those beyond, the client asks again after 1 s."""
 
@@ -82,8 +84,9 @@ class House:
         self._of_peer: Counter[str] = Counter()
         self._ripe: list[GuardedConnection] = []
         self._none_before_s = 0.0
-        # Those who came first stand first.
+        # Those who came first stand first, in both.
         self._door: dict[GuardedConnection, None] = {}
+        self._clogged: dict[GuardedConnection, None] = {}
 
     def enter(self, connection: "GuardedConnection", is_probe: bool = False) -> bool:
         """Give a connection a place, if need be that of one that waits; tell whether it has one."""
@@ -112,10 +115,28 @@ class House:
             first.give_up()
         self._door[connection] = None
 
+    def clog(self, connection: "GuardedConnection") -> None:
+        """Note that a client does not read as fast as it is sent; too much for all ends some.
+
+        Of the peer with most connections, the one goes first that has been at it longest.
+        """
+        self._clogged[connection] = None
+        unsent_bytes = sum(one.unsent_bytes for one in self._clogged)
+        while unsent_bytes > UNSENT_MAX_BYTES and len(self._clogged) > 1:
+            last = max(self._clogged, key=lambda one: self._of_peer[one.peer])
+            unsent_bytes -= last.unsent_bytes
+            del self._clogged[last]
+            last.end_slow()
+
+    def flow(self, connection: "GuardedConnection") -> None:
+        """Note that a client has read what it was sent."""
+        self._clogged.pop(connection, None)
+
     def leave(self, connection: "GuardedConnection") -> None:
         """Take the place back, or the one at the door."""
         self._remove(connection)
         self._door.pop(connection, None)
+        self.flow(connection)
 
     def _remove(self, connection: "GuardedConnection") -> None:
         if connection in self._inside:
@@ -165,6 +186,7 @@ class GuardedConnection(web.RequestHandler):
         )
         self._house = house
         self._failed: web.Response | None = None
+        self._was_slow = False
         self.peer = ""
         self.waits_since_s = 0.0
         """When it began to wait for a request, by the clock of the loop."""
@@ -181,8 +203,13 @@ class GuardedConnection(web.RequestHandler):
             self._waiter is not None
             and not self._waiter.done()
             and self.transport is not None
-            and not self.transport.get_write_buffer_size()
+            and not self.unsent_bytes
         )
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the client has not taken yet, the kernel's part left out."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
 
     def now(self) -> float:
         """Return what the clock of the loop shows."""
@@ -287,9 +314,29 @@ class GuardedConnection(web.RequestHandler):
             log.debug("HTTP request refused", extra={"peer": request.remote, "cause": repr(exc)})
             self._house.counts.refused("malformed")
         else:
-            log.error("HTTP request failed outside of its handler, a bug", exc_info=exc)
+            once_per(log, repr(type(exc))).error(
+                "HTTP request failed outside of its handler, a bug", exc_info=exc
+            )
         self._failed = error_answer(status)
         return self._failed
+
+    def pause_writing(self) -> None:
+        """More than 64 KiB wait for a client to read: wait, with all others who make us wait."""
+        super().pause_writing()
+        if not self._upgraded:  # streams drop what is not read, and count it
+            self._house.clog(self)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._house.flow(self)
+
+    def end_slow(self) -> None:
+        """Drop what is unsent, and the connection."""
+        if not self._was_slow:
+            self._was_slow = True
+            self._house.counts.refused("slow")
+        _abort(self.transport)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -304,8 +351,7 @@ class GuardedConnection(web.RequestHandler):
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
-            self._house.counts.refused("slow")
-            _abort(self.transport)
+            self.end_slow()
             return resp, True
         finally:
             self.waits_since_s = self.now()
