@@ -214,6 +214,14 @@ async def test_1400_symbols_of_any_name_are_shown_a_page_at_a_time(tmp_path):
         assert tab.problems == []
 
 
+async def test_an_address_of_nonsense_chooses_the_busiest_symbol(tmp_path):
+    async with serving() as server, browsing(tmp_path) as browser:
+        tab = await browser.open(f"http://127.0.0.1:{server.port}/#constructor/toString")
+        await tab.until("document.querySelector('#symbol').textContent === 'BTCUSDT'")
+        assert await tab.run("location.hash") == "#BTCUSDT/1m"
+        assert tab.problems == []
+
+
 def replace_symbol(name: str, trades: int, *, holes: bool) -> SymbolState:
     return SymbolState(
         name, trades, trades, 0.5, int(holes), 3 * holes, 1_700_000_001_250_000, None

@@ -101,7 +101,7 @@ export class Market {
       setText(byId("price"), "–");
     }
     this.symbol = symbol;
-    this.interval = interval in INTERVALS_S ? interval : "1m";
+    this.interval = Object.hasOwn(INTERVALS_S, interval) ? interval : "1m";
     for (const button of byId("intervals").children) {
       button.ariaPressed = String(button.textContent === this.interval);
     }

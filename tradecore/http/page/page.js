@@ -95,7 +95,7 @@ function takePrices({ status, body }) {
 function chooseFirst() {
   const [symbol, interval] = location.hash.slice(1).split("/").map(decoded);
   const busiest = Object.entries(feed.symbols).sort(([, a], [, b]) => b.trades_received - a.trades_received);
-  const chosen = symbol in feed.symbols ? symbol : busiest[0]?.[0];
+  const chosen = Object.hasOwn(feed.symbols, symbol) ? symbol : busiest[0]?.[0];
   if (chosen !== undefined) market.show(chosen, interval);
 }
 
