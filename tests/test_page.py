@@ -253,7 +253,7 @@ async def assert_shows_the_api(tab: Tab, one: Daemon) -> None:
     assert before["completeness"]["complete_through"] <= complete
     assert complete <= after["completeness"]["complete_through"]
     assert await tab.text("#holes") == str(after["counts"]["holes"])
-    assert await tab.text("#connections") == "2 of 2"
+    await tab.until("document.querySelector('#connections').textContent === '2 of 2'")
     assert await tab.text("#database") == "connected"
     assert after["version"] == await tab.text("#version")
     # Both lines bring each trade, and one of them counts.
@@ -308,13 +308,31 @@ async def assert_candles_are_those_of_the_tables(tab: Tab, one: Daemon, dsn: str
     await tab.click("#intervals button")
 
 
-async def assert_asks_nothing_while_hidden(tab: Tab, one: Daemon) -> None:
-    def hide(value: str) -> str:
-        return (
-            f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}});"
-            "document.dispatchEvent(new Event('visibilitychange'))"
-        )
+def hide(value: str) -> str:
+    return (
+        f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
 
+
+async def assert_asks_for_trades_without_a_stream(tab: Tab, dsn: str) -> None:
+    """A browser that does not send its password with a WebSocket is refused for ever."""
+    await tab.run(
+        "window.Real = WebSocket; window.WebSocket = class { static OPEN = 1; close() {}"
+        " constructor() { setTimeout(() => this.onclose?.(), 10) } };"
+        f"{hide('true')}; {hide('false')}"
+    )
+    await tab.until("document.querySelector('#stream').textContent.includes('every 3 s')")
+    before = await shown_trades(tab)
+    async with asyncio.timeout(WAIT_LIMIT_S):
+        while before & (shown := await shown_trades(tab)):
+            await asyncio.sleep(0.05)
+    assert len(shown) > 1 and shown <= await stored_trades(dsn, "BTCUSDT")
+    await tab.run(f"window.WebSocket = Real; {hide('true')}; {hide('false')}")
+    await tab.until("document.querySelector('#stream').textContent === 'live'")
+
+
+async def assert_asks_nothing_while_hidden(tab: Tab, one: Daemon) -> None:
     async with asyncio.timeout(WAIT_LIMIT_S):
         assert (await metrics(one))["tradecore_stream_clients"] == 1
         await tab.run(hide("true"))
@@ -346,6 +364,7 @@ async def test_the_page_follows_a_daemon_through_its_troubles(
         await no_overflow(tab, PHONE)
         await no_overflow(tab, DESKTOP)
         await assert_asks_nothing_while_hidden(tab, one)
+        await assert_asks_for_trades_without_a_stream(tab, pg_server.dsn)
 
         await pg_server.stop()
         await tab.until(state_is("database_away"))

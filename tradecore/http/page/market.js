@@ -41,6 +41,9 @@ export class Market {
   interval = "1m";
   /** Set by who asks the daemon: the history cannot be had then. */
   isDatabaseAway = false;
+  /** Set by who holds the stream; without it trades are asked for. WebKit, it seems, sends no
+   *  password with a WebSocket. */
+  isStreaming = false;
   /** When the last trade of the symbol came, by performance.now(). */
   tradeMs = null;
 
@@ -147,7 +150,8 @@ export class Market {
   #takeTrade({ t: id, p: price, q: quantity, T: timeMs, m: isSell }) {
     const trade = { id, price, quantity, timeMs, isSell };
     this.tradeMs = performance.now();
-    const isLate = id < (this.#trades.at(-1)?.id ?? id); // was missing, and came after all
+    const isLate = id <= (this.#trades.at(-1)?.id ?? -1); // was missing, and came after all
+    if (isLate && this.#trades.some((one) => one.id === id)) return;
     this.#trades.push(trade);
     if (isLate) this.#trades.sort((one, other) => one.id - other.id);
     if (this.#trades.length > 4 * TRADES) this.#trades = this.#trades.slice(-TRADES);
@@ -208,14 +212,26 @@ export class Market {
     const symbol = encodeURIComponent(this.symbol);
     const limit = isWhole ? HISTORY : 2;
     const path = `api/v3/klines?symbol=${symbol}&interval=${this.interval}&limit=${limit}`;
-    const { status, body, headers } = await ask(path, stopped.signal);
+    const [{ status, body, headers }, trades] = await Promise.all([
+      ask(path, stopped.signal),
+      this.isStreaming ? null : ask(`api/v3/trades?symbol=${symbol}&limit=${TRADES}`, stopped.signal),
+    ]);
     if (stopped.signal.aborted) return;
     this.#stopped = null;
+    if (trades?.status === 200) this.#setTrades(trades.body);
     setText(byId("chart-note"), this.#note(status, body, headers));
     if (status !== 200) return;
     const candles = body.map(ofRow);
     if (isWhole) this.#setHistory(candles);
     else if (this.#last !== null) for (const one of candles) this.#merge(one);
+  }
+
+  #setTrades(rows) {
+    if (!(rows.at(-1)?.id > (this.#trades.at(-1)?.id ?? -1))) return;
+    this.#trades = rows.map(({ id, price, qty, time, isBuyerMaker }) => {
+      return { id, price, quantity: qty, timeMs: time, isSell: isBuyerMaker };
+    });
+    this.#dirty = true;
   }
 
   #note(status, body, headers) {

@@ -31,6 +31,7 @@ const market = new Market(() => {
 });
 const stream = new Stream(takeEvent, (state) => {
   document.body.dataset.stream = state;
+  market.isStreaming = state === "live";
   showStream();
   if (state === "live") market.reload();
 });
@@ -142,7 +143,7 @@ function showStream() {
   const state = document.body.dataset.stream;
   const quietS = market.tradeMs === null ? 0 : (performance.now() - market.tradeMs) / 1000;
   const live = quietS > QUIET_S ? `last trade ${duration(quietS)} ago` : "live";
-  setText(byId("stream"), { live, connecting: "live stream: connecting …" }[state] ?? "");
+  setText(byId("stream"), { live, connecting: "no live stream, asking every 3 s" }[state] ?? "");
   byId("stream").className = quietS > QUIET_S ? "" : "moves";
 }
 
