@@ -14,12 +14,11 @@ from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tradecore import values
+from tradecore import sources, values
 from tradecore.errors import SettingsError
 from tradecore.redis import address
 from tradecore.values import DAY_S, YEAR_S, Secret
 
-_SECRET_FILE_MAX_BYTES = 65536
 _SHOWN_CHARACTERS = 60
 
 _FOREIGN = frozenset(
@@ -272,7 +271,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     read: dict[str, Any] = {}
     problems = []
     try:
-        environ = _with_file(environ)
+        environ = sources.with_file(environ)
     except ValueError as error:
         problems.append(str(error))
     problems += _misspelt(environ)
@@ -290,7 +289,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 def http_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return only HTTP_HOST and HTTP_PORT, for the health probe; raise `SettingsError`."""
     try:
-        environ = _with_file(environ)
+        environ = sources.with_file(environ)
         return (
             _read(VARIABLES["http_host"], environ),
             _read(VARIABLES["http_port"], environ),
@@ -309,28 +308,8 @@ def describe() -> str:
     )
 
 
-def _with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Lay the lines of SETTINGS_FILE over the environment: NAME=value, as systemd reads them."""
-    path = _plain_text("SETTINGS_FILE", environ)
-    if not path or not path.isprintable():  # what is wrong with it is said where it is read
-        return environ
-    given: dict[str, str] = {}
-    for number, line in enumerate(_file_text("SETTINGS_FILE", Path(path)).splitlines(), 1):
-        text = line.strip()
-        if not text or text[0] in "#;":
-            continue
-        name, equals, value = text.removeprefix("export ").partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals or not name:
-            raise ValueError(f"SETTINGS_FILE {path}, line {number}: give NAME=value")
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        given[name] = value
-    return {**environ, **given}
-
-
 def _read(variable: Variable, environ: Mapping[str, str]) -> Any:
-    text = (_secret_text if variable.secret else _plain_text)(variable.name, environ)
+    text = (sources.secret_text if variable.secret else sources.plain_text)(variable.name, environ)
     if not text:
         return variable.default_value()
     try:
@@ -340,42 +319,6 @@ def _read(variable: Variable, environ: Mapping[str, str]) -> Any:
     except ValueError as error:
         shown = "has a wrong value" if variable.secret else f"is {_shown(text)}"
         raise ValueError(f"{variable.name} {shown}: {error}") from None
-
-
-def _plain_text(name: str, environ: Mapping[str, str]) -> str:
-    return environ.get(name, "").strip()
-
-
-def _secret_text(name: str, environ: Mapping[str, str]) -> str:
-    text = _plain_text(name, environ)
-    path = _plain_text(f"{name}_FILE", environ)
-    if text and path:
-        raise ValueError(f"{name} and {name}_FILE are both set: keep one of them")
-    if text:
-        return text
-    if path:
-        return _file_text(f"{name}_FILE", Path(path))
-    if folder := _plain_text("CREDENTIALS_DIRECTORY", environ):
-        # The last is how systemd names the files of a folder that is loaded as "tradecore".
-        for known in (name, name.lower(), f"tradecore_{name.lower()}"):
-            credential = Path(folder, known)
-            if credential.exists():
-                return _file_text(f"the credential of {name}", credential)
-    return ""
-
-
-def _file_text(what: str, path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_SECRET_FILE_MAX_BYTES + 1)
-        text = data.decode().strip()
-    except OSError as error:
-        raise ValueError(f"{what} is {path}, which cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{what} is {path}, which is not UTF-8 text") from None
-    if not text or len(data) > _SECRET_FILE_MAX_BYTES:
-        raise ValueError(f"{what} is {path}, which is {'too long' if text else 'empty'}")
-    return text
 
 
 def _shown(text: str) -> str:

@@ -1,0 +1,67 @@
+"""Where the text of a setting comes from: the environment, SETTINGS_FILE, NAME_FILE, a credential.
+
+Whatever cannot be read raises ValueError, which says what and why.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+_FILE_MAX_BYTES = 65536
+
+
+def with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Lay the lines of SETTINGS_FILE over the environment: NAME=value, as systemd reads them."""
+    path = plain_text("SETTINGS_FILE", environ)
+    if not path or not path.isprintable():  # what is wrong with it is said where it is read
+        return environ
+    given: dict[str, str] = {}
+    for number, line in enumerate(_file_text("SETTINGS_FILE", Path(path)).splitlines(), 1):
+        text = line.strip()
+        if not text or text[0] in "#;":
+            continue
+        name, equals, value = text.removeprefix("export ").partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise ValueError(f"SETTINGS_FILE {path}, line {number}: give NAME=value")
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        given[name] = value
+    return {**environ, **given}
+
+
+def plain_text(name: str, environ: Mapping[str, str]) -> str:
+    """Return the text of a variable, "" when it is not set."""
+    return environ.get(name, "").strip()
+
+
+def secret_text(name: str, environ: Mapping[str, str]) -> str:
+    """Return the text of NAME, of the file that NAME_FILE names, or of the systemd credential."""
+    text = plain_text(name, environ)
+    path = plain_text(f"{name}_FILE", environ)
+    if text and path:
+        raise ValueError(f"{name} and {name}_FILE are both set: keep one of them")
+    if text:
+        return text
+    if path:
+        return _file_text(f"{name}_FILE", Path(path))
+    if folder := plain_text("CREDENTIALS_DIRECTORY", environ):
+        # The last is how systemd names the files of a folder that is loaded as "tradecore".
+        for known in (name, name.lower(), f"tradecore_{name.lower()}"):
+            credential = Path(folder, known)
+            if credential.exists():
+                return _file_text(f"the credential of {name}", credential)
+    return ""
+
+
+def _file_text(what: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_MAX_BYTES + 1)
+        text = data.decode().strip()
+    except OSError as error:
+        raise ValueError(f"{what} is {path}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{what} is {path}, which is not UTF-8 text") from None
+    if not text or len(data) > _FILE_MAX_BYTES:
+        raise ValueError(f"{what} is {path}, which is {'too long' if text else 'empty'}")
+    return text
