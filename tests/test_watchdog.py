@@ -42,6 +42,15 @@ sys.exit(cli.main(["run"]))
 """
 """A daemon with one part that hangs as only a bug could make it, and short limits."""
 
+LINE_B_HANGS = """
+pause = Leg._pause
+
+async def hang_in_b(leg, delay_s):
+    await (hang() if leg._up.plan.line else pause(leg, delay_s))
+
+Leg._pause = hang_in_b
+"""
+
 
 class Manager:
     """The receiving end of a notification socket."""
@@ -143,18 +152,18 @@ def test_a_manager_that_is_gone_or_full_costs_only_the_message(one_manager: Mana
 @pytest.mark.parametrize(
     ("trades_s", "feed_s", "opening", "word"),
     [
-        (0, 0, False, ""),
-        (WRITER_LIMIT_S - 5, 30 + FEED_LIMIT_S - 5, False, ""),
-        (WRITER_LIMIT_S + 5, 0, False, "a write of trades"),
-        (WRITER_LIMIT_S + 5, 0, True, ""),
-        (0, 30 + FEED_LIMIT_S + 5, True, "no connection"),
-        (0, None, False, ""),
+        (0, [0], False, ""),
+        (WRITER_LIMIT_S - 5, [30 + FEED_LIMIT_S - 5], False, ""),
+        (WRITER_LIMIT_S + 5, [0], False, "a write of trades"),
+        (WRITER_LIMIT_S + 5, [0], True, ""),
+        (0, [0, 30 + FEED_LIMIT_S + 5], True, "connection X1"),
+        (0, [], False, ""),
     ],
 )
 def test_stuck_is_a_loop_that_does_not_come_round(
     monkeypatch: pytest.MonkeyPatch,
     trades_s: float,
-    feed_s: float | None,
+    feed_s: list[float],
     opening: bool,
     word: str,
 ) -> None:
@@ -162,11 +171,32 @@ def test_stuck_is_a_loop_that_does_not_come_round(
     monkeypatch.setattr(clock, "mono_ns", lambda: now_ns)
     flush = FlushStats()
     flush.turned_ns |= {"trades": now_ns - int(trades_s * 1e9), "tickers and klines": now_ns}
-    moved_ns = 0 if feed_s is None else now_ns - int(feed_s * 1e9)
-    feed: Any = SimpleNamespace(moved_ns=moved_ns)
+    connections = [
+        SimpleNamespace(name=f"X{n}", moved_ns=now_ns - int(age_s * 1e9))
+        for n, age_s in enumerate(feed_s)
+    ]
+    feed: Any = SimpleNamespace(connections=connections)
     stuck = Progress(flush, feed, lambda: opening, 30.0).stuck()
     assert word in stuck
     assert bool(word) == bool(stuck)
+
+
+def test_a_writer_has_its_time_after_a_long_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun_ns = 10**15
+    now_ns, opening = begun_ns, True
+    monkeypatch.setattr(clock, "mono_ns", lambda: now_ns)
+    flush = FlushStats()
+    flush.turned_ns["trades"] = begun_ns
+    feed: Any = SimpleNamespace(connections=[])
+    progress = Progress(flush, feed, lambda: opening, 30.0)
+    for _ in range(720):  # an hour
+        now_ns += 5 * 10**9
+        assert not progress.stuck()
+    opening = False
+    now_ns += int((WRITER_LIMIT_S - 5) * 1e9)
+    assert not progress.stuck(), "its write has just begun"
+    now_ns += 10 * 10**9
+    assert "a write of trades" in progress.stuck()
 
 
 # ---- the daemon --------------------------------------------------------------------------------
@@ -297,8 +327,9 @@ async def faulty_daemon(folder: Path, fault: str, **environ: Any) -> AsyncIterat
     ("fault", "word"),
     [
         ("Store.write_trades = hang", "a write of trades"),
-        ("Leg._pause = hang", "no connection to the venue"),
+        (LINE_B_HANGS, "connection B0 was not kept"),
     ],
+    ids=["writer", "line"],
 )
 async def test_a_part_that_hangs_while_the_loop_turns_ends_the_signs_of_life(
     tmp_path: Path, migrated_database: str, one_manager: Manager, fault: str, word: str
@@ -309,13 +340,15 @@ async def test_a_part_that_hangs_while_the_loop_turns_ends_the_signs_of_life(
             tmp_path,
             fault,
             **venue(exchange, DATABASE_URL=migrated_database, SUPPORTED_SYMBOLS="BTCUSDT"),
+            FEED_LINES=2,
             **told(one_manager),
         ) as one,
     ):
         await one_manager.until("READY=1")
         await one.until(lambda health: health["counts"]["trades_received"] > 100)
         if "Leg" in fault:
-            await exchange.kill()  # after a break it waits for ever, and no attempt follows
+            # After a break line B waits for ever, while line A tries again and again.
+            await exchange.kill()
         stuck = await one_manager.until(word)
         assert stuck.startswith("STATUS=for ")
         one_manager.forget()

@@ -53,20 +53,23 @@ class Progress:
         self._flush = flush
         self._feed = feed
         self._is_opening = is_opening
+        self._opening_ns = 0
         self._feed_limit_s = FEED_LIMIT_S + max_delay_s
 
     def stuck(self) -> str:
         """Return what has stopped, as a sentence; "" while all goes on."""
         now_ns = clock.mono_ns()
-        if not self._is_opening():
-            for what, turned_ns in self._flush.turned_ns.items():
-                age_s = (now_ns - turned_ns) / 1e9
-                if age_s > WRITER_LIMIT_S:
-                    return f"for {age_s:.0f} s a write of {what} has neither succeeded nor failed"
-        moved_ns = self._feed.moved_ns
-        age_s = (now_ns - moved_ns) / 1e9 if moved_ns else 0.0
-        if age_s > self._feed_limit_s:
-            return f"for {age_s:.0f} s no connection to the venue was kept, tried or waited for"
+        if self._is_opening():
+            self._opening_ns = now_ns
+        for what, turned_ns in self._flush.turned_ns.items():
+            age_s = (now_ns - max(turned_ns, self._opening_ns)) / 1e9
+            if age_s > WRITER_LIMIT_S:
+                return f"for {age_s:.0f} s a write of {what} has neither succeeded nor failed"
+        for connection in self._feed.connections:
+            age_s = (now_ns - connection.moved_ns) / 1e9
+            if age_s > self._feed_limit_s:
+                name = connection.name
+                return f"for {age_s:.0f} s connection {name} was not kept, tried or waited for"
         return ""
 
 

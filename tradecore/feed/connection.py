@@ -42,6 +42,7 @@ class ConnectionStatus:
     since_s: float
     """How long it has been in this state."""
     streams: int
+    symbols: tuple[str, ...]
     refused: tuple[str, ...]
     """Streams of the present session that the venue does not know."""
     last_data_age_s: float | None
@@ -52,6 +53,7 @@ class ConnectionStatus:
     reconnects: dict[str, int]
     """Ended sessions by reason, attempts that failed not counted."""
     last_end: str | None
+    last_end_age_s: float | None
     rollovers: dict[str, int]
     """Sessions that a successor took the place of, by cause; every cause is there."""
     endpoint: str
@@ -96,7 +98,7 @@ class Connection:
         self._dead_again = Repeats(DEAD_AGAIN_S, _DEAD_AGAIN_CAP_S)
         self._work: asyncio.Task[None] | None = None
         self._ending = False
-        self._born_ns = clock.mono_ns()
+        self._born_ns = self._resumed_ns = clock.mono_ns()
         self._closed = asyncio.Event()
         self._endpoint = ""
 
@@ -126,8 +128,13 @@ class Connection:
 
     @property
     def moved_ns(self) -> int:
-        """Monotonic time of the last step of any of its sessions, or between two of them."""
-        return max((leg.moved_ns for leg in self._legs), default=self._born_ns)
+        """Monotonic time of the last step of any of its sessions, or between two of them.
+
+        While reading is paused it may stand still for as long as that takes; so that is now.
+        """
+        if not self._reading.is_set():
+            return clock.mono_ns()
+        return max([self._resumed_ns, *(leg.moved_ns for leg in self._legs)])
 
     @property
     def sessions(self) -> list[Session]:
@@ -180,6 +187,7 @@ class Connection:
         """Take data again."""
         if self._reading.is_set():
             return
+        self._resumed_ns = clock.mono_ns()
         self._reading.set()
         for session in self.sessions:
             session.resume_reading()
@@ -230,6 +238,7 @@ class Connection:
             state=self.state,
             since_s=(now_ns - since_ns) / 1e9,
             streams=len(self.share.symbols) * len(self.share.kinds),
+            symbols=self.share.symbols,
             refused=tuple(session.refused) if session is not None else (),
             last_data_age_s=(now_ns - last_ns) / 1e9 if last_ns else None,
             epoch=leg.epoch if leg is not None else 0,
@@ -237,6 +246,7 @@ class Connection:
             attempts_failed=tally.attempts_failed,
             reconnects=dict(tally.reconnects),
             last_end=tally.last_end,
+            last_end_age_s=(now_ns - tally.last_end_ns) / 1e9 if tally.last_end_ns else None,
             rollovers={cause.value: tally.rollovers[cause.value] for cause in Cause},
             endpoint=self._endpoint,
             age_s=leg.age_s if leg is not None else 0.0,

@@ -153,11 +153,6 @@ class Feed:
             count[LINE_NAMES[one.line]] += sum(one.reconnects.values())
         return dict(count)
 
-    @property
-    def moved_ns(self) -> int:
-        """Monotonic time of the last step of any connection; 0 without connections."""
-        return max((connection.moved_ns for connection in self.connections), default=0)
-
     def breaks(self) -> tuple[int, bool]:
         """Return how often data may have been missed, and whether a line is whole now.
 
