@@ -33,7 +33,16 @@ HEALTHY = Snapshot(
     uptime_s=12.34,
     connections=(
         ConnectionState(
-            name="A0", line="A", state="live", streams=4, data_age_s=0.25, reconnects=1015
+            name="A0",
+            line="A",
+            state="live",
+            streams=4,
+            data_age_s=0.25,
+            reconnects={"lost": 1000, "silent": 15},
+            last_end="lost: connection reset by 192.0.2.7",
+            last_end_age_s=77.5,
+            endpoint="stream.example:9443",
+            symbols=("BTCUSDT", "ETHUSDT"),
         ),
         ConnectionState(name="B0", line="B", state="live", streams=2, data_age_s=0.5),
     ),

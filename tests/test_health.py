@@ -234,10 +234,15 @@ async def test_binance_health_lists_connections_and_symbols():
         "name": "A0",
         "line": "A",
         "state": "live",
-        "streams": 4,
+        "endpoint": "stream.example:9443",
         "data_age_s": 0.25,
-        "reconnects": 1015,
+        "reconnects": {"lost": 1000, "silent": 15},
+        "last_end": "lost: connection reset by 192.0.2.7",
+        "last_end_age_s": 77.5,
+        "streams": 4,
+        "symbols": ["BTCUSDT", "ETHUSDT"],
     }
+    assert answer["connections"][1]["last_end"] is None
     assert answer["symbols"]["BTCUSDT"] == {
         "trades_received": 1001,
         "last_trade_id": 5_000_000_001,

@@ -221,7 +221,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "counter",
             ("connection",),
             "The same by connection; it ends with a connection that is needed no more.",
-            lambda s: [((one.name,), one.reconnects) for one in s.connections],
+            lambda s: [((one.name,), sum(one.reconnects.values())) for one in s.connections],
         ),
         Metric(
             "tradecore_rollovers_total",

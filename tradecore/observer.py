@@ -157,7 +157,11 @@ class Observer:
                     state=str(c.state),
                     streams=c.streams,
                     data_age_s=c.last_data_age_s,
-                    reconnects=sum(c.reconnects.values()),
+                    reconnects=c.reconnects,
+                    last_end=c.last_end,
+                    last_end_age_s=c.last_end_age_s,
+                    endpoint=c.endpoint or None,
+                    symbols=c.symbols,
                 )
                 for c in connections
             ),

@@ -8,7 +8,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 CONNECTION_STATES = (
     "connecting",
@@ -24,6 +24,10 @@ CONNECTION_STATES = (
 LIVE = "live"
 
 _PAGE_BYTES = resource.getpagesize()
+
+_HUSHED = "see the log"
+
+_P = TypeVar("_P", "DatabaseState", "Repair", "Lifecycle", "RedisUse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,15 @@ class ConnectionState:
     streams: int
     data_age_s: float | None
     """Seconds since the last market data (heartbeats are none); None before the first."""
-    reconnects: int = 0
-    """Sessions that broke; attempts that failed are not counted."""
+    reconnects: Mapping[str, int] = field(default_factory=dict)
+    """Sessions that broke, by reason; attempts that failed are not counted."""
+    last_end: str | None = None
+    """Why the last session or attempt ended: the reason, then ": " and words; None before one."""
+    last_end_age_s: float | None = None
+    endpoint: str | None = None
+    """Host and port of the present session, or of the one before; None before the first."""
+    symbols: tuple[str, ...] = ()
+    """Whose streams it carries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -372,19 +383,21 @@ class Snapshot:
 
     def without_errors(self) -> "Snapshot":
         """Return it without the texts of errors, which name hosts and roles."""
-        shown = "see the log"
-        database = replace(
-            self.database, last_error=shown if self.database.last_error is not None else None
+        return replace(
+            self,
+            database=_hushed(self.database, "last_error"),
+            repair=_hushed(self.repair, "last_error"),
+            lifecycle=_hushed(self.lifecycle, "job_trouble", "trouble"),
+            redis=_hushed(self.redis, "last_error") if self.redis else None,
+            connections=tuple(
+                replace(
+                    one,
+                    last_end=one.last_end and one.last_end.partition(":")[0],
+                    endpoint=None,
+                )
+                for one in self.connections
+            ),
         )
-        repair = replace(
-            self.repair, last_error=shown if self.repair.last_error is not None else None
-        )
-        lifecycle = replace(
-            self.lifecycle,
-            job_trouble=shown if self.lifecycle.job_trouble else "",
-            trouble=dict.fromkeys(self.lifecycle.trouble, shown),
-        )
-        return replace(self, database=database, repair=repair, lifecycle=lifecycle)
 
     @property
     def trades_received(self) -> int:
@@ -413,3 +426,13 @@ class Snapshot:
         """Seconds of outage that the free slots hold at the present rate; infinity at rate 0."""
         free = self.ring.capacity - self.ring.rows
         return free / self.received_per_s if self.received_per_s > 0 else float("inf")
+
+
+def _hushed(part: _P, *names: str) -> _P:
+    """Return a part whose texts of these names say where they can be read."""
+    texts: dict[str, Any] = {}
+    for name in names:
+        text = getattr(part, name)
+        shown = dict.fromkeys(text, _HUSHED) if isinstance(text, Mapping) else text and _HUSHED
+        texts[name] = shown
+    return replace(part, **texts)

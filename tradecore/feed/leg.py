@@ -35,6 +35,7 @@ class Tally:
     reconnects: Counter[str] = field(default_factory=Counter)
     rollovers: Counter[str] = field(default_factory=Counter)
     last_end: str | None = None
+    last_end_ns: int = 0
     last_data_ns: int = 0
 
 
@@ -183,7 +184,7 @@ class Leg:
             up.alternates.failed(session.endpoint, clock.mono_ns())
         # What it lived is time between two attempts as well.
         delay_s = max(up.backoff.next_delay_s() - lived_s, 0.0)
-        tally.last_end = str(over)
+        tally.last_end, tally.last_end_ns = str(over), clock.mono_ns()
         log.warning(
             "connection to the venue ended",
             extra={

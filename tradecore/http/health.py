@@ -7,7 +7,7 @@ shown as numbers and left to alerts: a hole of last week must not make a good da
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ RETENTION_WAIT_LIMIT_S = 86_400.0
 REDIS_AWAY_LIMIT_S = 5.0
 """How long a start or a restart of Redis may take before it is told."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)  # of UTC
 
 Status = Literal["ok", "degraded", "failed"]
 Part = Literal["database", "feed", "ring", "redis"]
@@ -287,7 +287,18 @@ def _feed(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _connection(connection: ConnectionState) -> dict[str, Any]:
-    return {**asdict(connection), "data_age_s": _rounded(connection.data_age_s)}
+    return {
+        "name": connection.name,
+        "line": connection.line,
+        "state": connection.state,
+        "endpoint": connection.endpoint,
+        "data_age_s": _rounded(connection.data_age_s),
+        "reconnects": dict(connection.reconnects),
+        "last_end": connection.last_end,
+        "last_end_age_s": _rounded(connection.last_end_age_s),
+        "streams": connection.streams,
+        "symbols": connection.symbols,
+    }
 
 
 def _ring(snapshot: Snapshot) -> dict[str, Any]:
@@ -303,11 +314,16 @@ def _ring(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=64)  # of 1,400 symbols most have the same few times
 def _iso(time_us: int | None) -> str | None:
     if time_us is None:
         return None
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="milliseconds")
+    time_s, fraction_us = divmod(time_us, 1_000_000)
+    return f"{_iso_s(time_s)}.{fraction_us // 1000:03}+00:00"
+
+
+@lru_cache(maxsize=256)  # of 1,400 symbols most have the same few seconds
+def _iso_s(time_s: int) -> str:
+    return (_EPOCH + timedelta(seconds=time_s)).isoformat()
 
 
 def _rounded(value_s: float | None) -> float | None:
