@@ -32,7 +32,7 @@ PROBE_PATHS = frozenset({"/live", "/ready", "/metrics", "/health", "/health/db",
 
 FAILURES_PER_S = 1.0
 FAILURES_BURST = 10
-"""So many wrong tokens of one peer are looked at."""
+"""So many wrong tokens of one peer are told that they are; more have to wait."""
 
 BASIC = 'Basic realm="tradecore", charset="UTF-8"'
 """Makes browsers ask for the token, as a password; the name does not matter."""
@@ -131,7 +131,7 @@ class Access:
         """Refuse a request that may not see what it asks for."""
         is_open = request.path in PROBE_PATHS
         refusal = self._judge(request)
-        # An open path tells those with the token more, so it must not help to guess it.
+        # An open path tells those with the token more.
         request[_SEES_INSIDE] = refusal is None
         return None if is_open else refusal
 
@@ -148,13 +148,13 @@ class Access:
         header = request.headers.get(hdrs.AUTHORIZATION)
         if header is None:
             return Refusal("token_missing", 401, "Show the token of HTTP_TOKEN.")
-        peer = peer_of(request.remote)
-        # Before the comparison, or else the answer would tell of a right guess among many.
-        if wait_s := self._failures.wait_s(peer):
-            return Refusal("token_rate", 429, "Too many wrong tokens.", wait_s)
+        # However many wrong ones came before: all clients of a proxy are one peer, and none of them
+        # must keep the others out. A token of 16 characters is long enough to be guessed by nobody.
         if compare_digest(_digest(_shown(header)), self._digest):
             return None
-        self._failures.take(peer)
+        peer = peer_of(request.remote)
+        if wait_s := self._failures.take(peer):
+            return Refusal("token_rate", 429, "Too many wrong tokens.", wait_s)
         once_per(log, "token").warning("HTTP token is wrong", extra={"peer": peer})
         return Refusal("token_wrong", 401, "This is not the token of HTTP_TOKEN.")
 
