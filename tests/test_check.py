@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 from tests.redis_desk import needs_redis, redis_server
 from tradecore import check, clock, errors
 from tradecore.check import Finding
+from tradecore.checks.finding import judge_clock
 from tradecore.datadir import DataDir
 from tradecore.settings import Settings, load
 from tradecore.values import Secret
@@ -258,7 +259,7 @@ def test_the_fastest_sample_tells_the_offset(
 ) -> None:
     """Samples in milliseconds: how long, their time, our time at the answer."""
     taken = [Sample(*(MS * number for number in one)) for one in samples]
-    found = check._clock("venue", offset_of(taken, 0.0))
+    found = judge_clock("venue", offset_of(taken, 0.0))
     assert found.grade == grade and text in found.text
 
 
