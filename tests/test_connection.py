@@ -144,6 +144,8 @@ async def test_first_retry_at_once_then_doubled_up_to_the_cap(venue: Venue) -> N
         status = connection.describe()
         assert 5 <= status.connects <= status.reconnects["lost"] + 1  # the last may be open yet
         assert status.last_end is not None and status.last_end.startswith("lost")
+        assert status.last_end_age_s is not None and 0.0 <= status.last_end_age_s < 5.0
+        assert status.endpoint == f"127.0.0.1:{venue.port}"
 
 
 async def test_data_for_a_while_forgives_failures(venue: Venue) -> None:

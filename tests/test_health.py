@@ -1,6 +1,9 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from http_desk import fetch, serving
 from snapshots import changed
 
@@ -262,3 +265,41 @@ async def test_binance_health_lists_connections_and_symbols():
         database, _ = await fetch(server, "/health/db")
     assert (response.status, json.loads(body)["status"]) == (503, "failed")
     assert database.status == 200
+
+
+ALERTS = Path(__file__).parents[1] / "deploy/prometheus/rules/alerts.yml"
+
+NAMED = {
+    ("TradecoreNotReady", "/ready"): ("reasons",),
+    ("TradecoreNotReady", "/health"): ("reasons",),
+    ("TradecoreDatabaseAway", "/health/db"): ("last_error",),
+    ("TradecoreRetentionFailing", "/health/db"): ("reasons", "retention.waits"),
+    ("TradecoreCompressionFailing", "/health/db"): ("reasons",),
+    ("TradecoreFeedSilent", "/health/binance"): (
+        *("connections.0.state", "connections.0.last_end", "connections.0.symbols"),
+        *("symbols.BTCUSDT.stale", "data_age_s", "symbols.BTCUSDT.last_trade_age_s"),
+    ),
+    ("TradecoreReconnectStorm", "/health/binance"): (
+        *("connections.0.reconnects", "connections.0.last_end", "connections.0.endpoint"),
+    ),
+    ("TradecoreRedisAway", "/health"): ("redis.last_error",),
+}
+"""What an alert tells to look at, and where it is."""
+
+
+async def test_what_alerts_tell_to_look_at_is_there():
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    told = {
+        (rule["alert"], path)
+        for group in groups
+        for rule in group["rules"]
+        for path in re.findall(r"/(?:health(?:/\w+)?|ready)\b", rule["annotations"]["description"])
+    }
+    assert told == set(NAMED)
+    async with serving() as server:
+        for (_, path), names in NAMED.items():
+            _, body = await fetch(server, path)
+            for name in names:
+                found = json.loads(body)
+                for key in name.split("."):
+                    found = found[int(key) if key.isdigit() else key]
