@@ -106,9 +106,9 @@ class Machine:
         lines = self.run("systemctl", "show", "--all", unit).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
-    def journal(self, unit: str) -> str:
+    def journal(self, unit: str, *options: str) -> str:
         """Return what a unit, and systemd about it, have logged."""
-        return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
+        return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}", *options)
 
     async def until(
         self, unit: str, condition: Callable[[dict[str, str]], object]

@@ -325,6 +325,65 @@ def test_keys_are_bounded() -> None:
     assert sum("suppressed" not in line for line in lines) == 3000
 
 
+# -- journal --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_each_line_for_the_journal_carries_its_priority(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logger.exception("it fails, and\u2028 is no end of a line")
+
+    path = tmp_path / "journal"
+    with path.open("wb") as stream:
+        found = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        log.start("debug", form, stream=stream)
+        logger.debug("one")
+        logger.info("two")
+        logger.warning("three")
+        fail()
+        logger.critical("four")
+        log.stop()
+    lines = path.read_bytes().split(b"\n")[:-1]
+    marks = [line[:3].decode() for line in lines]
+    errors = ["<3>"] * (len(lines) - 4)
+    assert marks == ["<7>", "<6>", "<4>", *errors, "<2>"]
+    assert len(errors) == 1 if form == "json" else len(errors) > 3
+    if form == "json":
+        assert [json.loads(line[3:])["msg"] for line in lines[:3]] == ["one", "two", "three"]
+
+
+def test_another_stream_than_the_journal_gets_plain_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")  # of our parent, whose stderr is not ours
+    with (tmp_path / "log").open("wb") as stream:
+        log.start("info", "json", stream=stream)
+        logger.warning("x")
+        log.stop()
+    assert json.loads((tmp_path / "log").read_bytes())["level"] == "warning"
+
+
+def test_what_ends_the_daemon_is_an_error_in_the_journal(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("wb") as stream:
+        found = os.fstat(stream.fileno())
+        environ = {
+            **os.environ,
+            "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}",
+            "BATCH_SIZE": "many",
+        }
+        command = [sys.executable, "-m", "tradecore", "run"]
+        done = subprocess.run(command, env=environ, stderr=stream, timeout=30)
+    lines = (tmp_path / "journal").read_text().splitlines()
+    assert done.returncode == 2
+    assert lines and all(line.startswith("<3>tradecore: ") for line in lines)
+
+
 # -- terminal -------------------------------------------------------------------------------------
 
 

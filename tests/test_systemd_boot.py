@@ -169,6 +169,9 @@ async def test_the_service_from_its_start_to_its_end(
         journal = machine.journal(unit)
         assert "Watchdog timeout" in journal
         assert "Fatal Python error: Aborted" in journal, "the journal tells where it was"
+        warnings = machine.journal(unit, "--priority=warning")
+        assert "connection to the venue ended" in warnings, "of the start without a venue"
+        assert '"msg":"capturing"' in journal and '"msg":"capturing"' not in warnings
 
         sent = await until_stored(database.dsn, exchange)
         machine.run("systemctl", "stop", unit)

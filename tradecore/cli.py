@@ -1,6 +1,7 @@
 """The command line. What a command needs is imported when it is called: each starts fast."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from tradecore import __version__, errors, log
+from tradecore import __version__, errors, journal, log
 from tradecore.errors import SettingsError, TradecoreError
 from tradecore.settings import Settings, describe, load
 
@@ -85,7 +86,10 @@ def _fail(sentences: Sequence[str], exit_code: int) -> int:
     log.stop()  # what led to it comes first
     with suppress(OSError):
         for sentence in sentences:
-            print(f"tradecore: {log.mask(sentence)}", file=sys.stderr)
+            line = f"tradecore: {log.mask(sentence)}\n"
+            if journal.is_journal(sys.stderr):
+                line = journal.with_priority(line.encode(errors="replace"), logging.ERROR).decode()
+            sys.stderr.write(line)
     return exit_code
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from tradecore import clock
+from tradecore import clock, journal
 from tradecore.values import Secret
 
 _QUEUE_RECORDS = 10_000
@@ -162,6 +162,7 @@ class _Writer(threading.Thread):
         self._formatter = formatter
         self._stream = stream
         self.is_terminal = stream.isatty()
+        self._is_journal = journal.is_journal(stream)
         self.status = ""
         self._drawn = ""
 
@@ -205,6 +206,10 @@ class _Writer(threading.Thread):
             self._handler.count_dropped(len(records))
 
     def _line(self, record: logging.LogRecord) -> bytes:
+        line = self._formatted(record)
+        return journal.with_priority(line, record.levelno) if self._is_journal else line
+
+    def _formatted(self, record: logging.LogRecord) -> bytes:
         try:
             return self._formatter.line(record)
         except Exception as error:  # noqa: BLE001 - a bad record must not end all logging
