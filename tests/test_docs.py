@@ -18,6 +18,7 @@ PAGES = sorted(
 )
 OTHER_NAMES = {
     "tradecore_drop_expired",  # a procedure in the database
+    "tradecore_name",  # a credential of systemd
 }
 OTHER_VARIABLES = {
     *("TRADECORE_PG_BIN", "TEST_TIMESCALE_URL"),

@@ -40,8 +40,9 @@ environment. SIGHUP reads it again: a running daemon follows {changeable};
 for everything else it says in the log that a restart is needed.
 
 Secrets are {secrets}. Each is given as `NAME`, as `NAME_FILE` with the
-path of a file, or as a systemd credential called `NAME` or `name` (`LoadCredential=`). They are
-shown in no log, no answer and no error. Keep them off command lines.
+path of a file, or as a systemd credential called `NAME` or `name` (`LoadCredential=name:path`), or
+`tradecore_name`, as systemd calls the file `name` of a folder (`LoadCredential=tradecore:folder`).
+They are shown in no log, no answer and no error. Keep them off command lines.
 
 Durations have a unit: `90s`, `15 min`, `24h`, `7 days`, `2 years`.
 """
