@@ -95,6 +95,7 @@ def test_each_alert_has_its_section_in_the_runbook() -> None:
     assert alerts == set(re.findall(r"^## (Tradecore\w+)$", runbook, re.MULTILINE))
     urls = {u for file in rules for u in re.findall(r"runbook_url: (\S+)", file.read_text())}
     assert {url.rpartition("#")[2] for url in urls} <= anchors(ROOT / "docs" / "runbook.md")
+    assert f" {len(alerts)} alerts" in text(ROOT / "CHANGELOG.md")
 
 
 def test_each_page_is_in_the_index() -> None:
