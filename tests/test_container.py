@@ -8,6 +8,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import aiohttp
@@ -16,7 +17,7 @@ import scene
 
 from tests import images
 from tests.compose_file import make_secrets, read_compose
-from tests.container import MEMORY_MIB, PIDS, STOP_LIMIT_S, ULIMITS, Container, container
+from tests.container import LOCKED, MEMORY_MIB, PIDS, STOP_LIMIT_S, ULIMITS, Container, container
 from tests.fakes import SimulatedExchange, simulated_exchange
 from tests.redis_desk import needs_redis, redis_server
 from tests.torture.link import PORT, Link
@@ -225,6 +226,53 @@ async def test_without_database_and_venue_it_lives_unhealthy_and_stops(
         assert not await one.is_healthy()
         assert await one.terminate() == 0
         assert "secret" not in one.log
+
+
+def test_one_that_hangs_is_restarted(image: str) -> None:
+    """With podman's own action; its timers want systemd, so the check is run by hand here."""
+    name = f"tradecore-{token_hex(4)}"
+    environ = {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "BINANCE_WEBSOCKET_URL": "ws://127.0.0.1:1",
+        "BINANCE_REST_URL": "http://127.0.0.1:1",
+    }
+
+    def pid() -> str:
+        return images.podman("inspect", "--format={{.State.Pid}}", name)
+
+    def until_live() -> None:
+        end_s = time.monotonic() + STOP_LIMIT_S
+        while not is_live():
+            assert time.monotonic() < end_s
+            time.sleep(0.1)
+
+    def is_live() -> bool:
+        try:
+            images.podman("exec", name, "tradecore", "health", "--live")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    try:
+        images.podman(
+            *("run", "--detach", f"--name={name}", "--network=none", "--log-driver=none", *LOCKED),
+            *(f"--volume={name}:/data", "--stop-timeout=1", "--health-cmd=tradecore health --live"),
+            *("--health-retries=2", "--health-start-period=0s", "--health-on-failure=restart"),
+            *(f"--env={variable}={value}" for variable, value in environ.items()),
+            image,
+        )
+        until_live()
+        images.podman("healthcheck", "run", name)
+        hanging = pid()
+        images.podman("kill", "--signal=STOP", name)
+        for _ in range(2):
+            with pytest.raises(subprocess.CalledProcessError):
+                images.podman("healthcheck", "run", name)
+        assert pid() not in (hanging, "0")
+        until_live()
+    finally:
+        images.podman("rm", "--force", "--time=0", "--ignore", name)
+        images.podman("volume", "rm", "--force", name)
 
 
 async def test_a_wrong_setting_is_said_at_once(tmp_path: Path, image: str) -> None:
