@@ -27,6 +27,13 @@ from tradecore.store.migrate import migrate
 PROFILES = ("dev", "production")
 BUILT = {"dev": {"tradecore-dev", "exchange"}, "production": {"tradecore"}}
 BOUGHT = {"timescaledb", "redis", "prometheus", "grafana"}
+ADVICE = ("sizing", "runbook")
+SET_HERE = {
+    *("DATA_DIR", "DATABASE_URL", "REDIS_URL", "HTTP_TOKEN"),  # by the image and by secrets
+    *("SHARDS", "NODE_NAME"),  # one daemon has this database, and no other host reaches it
+    "DB_POOL_SIZE",  # the database here takes as many as it needs
+    "SETTINGS_FILE",  # nothing reloads it
+}
 OUTSIDE = "com.docker.network.bridge.enable_ip_masquerade"
 
 
@@ -108,6 +115,9 @@ def test_settings_are_settings_of_the_daemon(profile: str, services: dict[str, A
     (daemon,) = BUILT[profile] - {"exchange"}
     environ = services[daemon]["environment"]
     assert environ.keys() <= known
+    asked_for = " ".join((ROOT / "docs" / f"{page}.md").read_text() for page in ADVICE)
+    advised = known.intersection(re.findall(r"\b[A-Z_]+\b", asked_for)) - SET_HERE
+    assert profile == "dev" or advised <= environ.keys(), "an operator is told to change these"
     plain = {name: value or "" for name, value in environ.items() if not name.endswith("_FILE")}
     assert load(plain).symbols
 
