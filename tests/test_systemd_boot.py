@@ -162,6 +162,11 @@ async def test_the_service_from_its_start_to_its_end(
         machine.run("systemctl", "reload", unit)
         await machine.until(unit, lambda now: "streams 6/6" in now["StatusText"])
 
+        assert state["MemoryMax"] == str(1 << 30)
+        assert (machine.root / "proc" / pid / "oom_score_adj").read_text() == "200\n"
+        # Whoever can write into its folder cannot choose what it runs.
+        machine.write("var/lib/private/tradecore/asyncio.py", "raise SystemExit(9)")
+
         # A hang: no sign of life, killed, started anew, and what it missed is filled.
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", unit)
         state = await machine.until(unit, lambda now: now["NRestarts"] == "1" and active(now))
