@@ -1,6 +1,7 @@
 """The rules in deploy/prometheus: checked, tried with made-up series, and against a real daemon."""
 
 import re
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,18 @@ def test_each_alert_says_what_happened_and_what_to_do() -> None:
         assert texts["runbook_url"] == f"docs/runbook.md#{name.lower()}"
     keys = [(rule["alert"], *sorted(rule["labels"].items())) for rule in rules("alert")]
     assert len(set(keys)) == len(keys)
+
+
+def test_an_operator_makes_links_of_the_runbook(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.yml"
+    path.write_text((RULES / "alerts.yml").read_text())
+    (command,) = re.findall(r"^#   (sed .+)$", path.read_text(), re.MULTILINE)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    for group in yaml.safe_load(path.read_text())["groups"]:
+        for rule in group["rules"]:
+            tree, _, rest = rule["annotations"]["runbook_url"].partition("docs/")
+            assert tree == "https://git.example.com/tradecore/blob/main/"
+            assert rest == f"runbook.md#{rule['alert'].lower()}"
 
 
 def test_rules_name_metrics_that_exist() -> None:
