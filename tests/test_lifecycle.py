@@ -27,6 +27,7 @@ from lifecycle_desk import (
 from store_desk import Database, at
 
 from tradecore._symbols import SymbolTable
+from tradecore.errors import TransientStoreError
 from tradecore.lifecycle import Lifecycle, LifecycleStats
 from tradecore.settings import Settings
 from tradecore.store import chunks as chunks_of
@@ -206,6 +207,27 @@ async def test_days_below_the_horizon_are_dropped(db: Database) -> None:
         await lifecycle.round()
         assert stats.dropped["raw_trades"] == 3
         assert stats.rounds == 2
+
+
+@pytest.mark.two_sessions
+async def test_a_database_that_goes_is_no_trouble_of_old_trades(db: Database) -> None:
+    """The health of the database tells it, and nothing is left of it when it is back."""
+    async with opened(db.dsn, retention_s=3 * 86_400) as lifecycle:
+        await lifecycle.round()
+        # Every session of the daemon ends in the middle of the next round.
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1"
+        read_server = chunks_of.read_server
+
+        async def cut(conn: asyncpg.Connection, level: Any) -> Any:
+            await db.conn.execute(kill, conn.get_server_pid())
+            return await read_server(conn, level)
+
+        with patch.object(chunks_of, "read_server", cut), pytest.raises(TransientStoreError):
+            await lifecycle.round()
+        assert lifecycle.stats.trouble == {}
+        assert not lifecycle.stats.failures.total()
+        await lifecycle.round()
+        assert lifecycle.stats.rounds == 2
 
 
 async def test_off_is_off(db: Database) -> None:

@@ -33,7 +33,7 @@ from tradecore.store import jobs as jobs_of
 from tradecore.store.candle_windows import LOCK_OUT_REFRESH
 from tradecore.store.candles import EPOCH
 from tradecore.store.chunks import TABLES, Chunk, Server
-from tradecore.store.failure import TROUBLE, classify
+from tradecore.store.failure import AWAY, TROUBLE, as_transient, classify
 from tradecore.store.jobs import JobHealth
 from tradecore.store.store import Store
 
@@ -127,7 +127,7 @@ class Lifecycle:
     async def round(self) -> None:
         """Do what is due, within a minute or so, unless another daemon is at it; then look.
 
-        Raises TransientStoreError when the database is not open.
+        Raises TransientStoreError when the database is away, which is no trouble of a step.
         """
         self._more = False
         self.stats.trouble.clear()
@@ -170,12 +170,16 @@ class Lifecycle:
         try:
             yield
             self._busy.pop(name, None)
-        except (*TROUBLE, TransientStoreError) as error:
+        except TransientStoreError:
+            raise
+        except TROUBLE as error:
             if isinstance(error, asyncpg.LockNotAvailableError) and self._busy[name] < _PATIENCE:
                 self._busy[name] += 1
                 self._more = True
                 return
             failure = classify(error)
+            if failure.reason in AWAY:
+                raise as_transient(error, "keep old trades in order") from error
             text = str(error) or type(error).__name__
             remedy = f": {failure.remedy}" if failure.remedy else ""
             self.stats.failures[name] += 1

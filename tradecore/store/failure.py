@@ -19,6 +19,10 @@ TROUBLE = (
 """What statements raise, and taking a connection for them, when the database does not do."""
 
 
+AWAY = frozenset(("connection", "57P01", "57P02", "57P03"))
+"""Reasons of failures that mean: nobody answers now, whatever was asked."""
+
+
 class Kind(Enum):
     """What a failure of one statement means."""
 
