@@ -93,7 +93,7 @@ def test_each_alert_has_its_section_in_the_runbook() -> None:
     alerts = {name for file in rules for name in re.findall(r"- alert: (\w+)", file.read_text())}
     runbook = text(ROOT / "docs" / "runbook.md")
     assert alerts == set(re.findall(r"^## (Tradecore\w+)$", runbook, re.MULTILINE))
-    urls = {u for file in rules for u in re.findall(r"runbook_url: (\S+)", file.read_text())}
+    urls = {u for file in rules for u in re.findall(r" runbook_url: (\S+)", file.read_text())}
     assert {url.rpartition("#")[2] for url in urls} <= anchors(ROOT / "docs" / "runbook.md")
     assert f" {len(alerts)} alerts" in text(ROOT / "CHANGELOG.md")
 
