@@ -41,7 +41,7 @@ export class Market {
   interval = "1m";
   /** Set by who asks the daemon: the history cannot be had then. */
   isDatabaseAway = false;
-  /** Set by who holds the stream; without it trades are asked for. WebKit, it seems, sends no
+  /** Set by who holds the stream; without it trades are asked for. WebKit may not send the
    *  password with a WebSocket. */
   isStreaming = false;
   /** When the last trade of the symbol came, by performance.now(). */
