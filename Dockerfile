@@ -65,6 +65,8 @@ USER 10001:10001
 VOLUME /data
 EXPOSE 3000
 STOPSIGNAL SIGTERM
+# To be looked at. What restarts a container has to ask for less, tradecore health --live: a database
+# that is away is mended by no restart.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["tradecore", "health"]
 ENTRYPOINT ["tradecore"]
 CMD ["run"]
