@@ -6,6 +6,7 @@ Each kind has addresses of its own, so that no rate limit of one hides what anot
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,12 @@ FLOOD_S = 0.05
 IDLERS = 1500
 SLOW = 300
 DRIP_S = 1.0
+ASKERS = 12
+ASK_S = 0.02
+"""As often as one peer may."""
+DEAF = 250
+DEAF_BYTES = 4096
+"""What the kernel of one that does not read takes for it."""
 LIMIT_S = 10.0
 
 HOST = b"Host: localhost\r\n"
@@ -35,6 +42,7 @@ REQUESTS = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 4 + b"\r\n\r\n",
 }
 SCRAPE = b"GET /metrics HTTP/1.1\r\n" + HOST + b"Accept-Encoding: gzip\r\n\r\n"
+ASK = b"GET /health/binance HTTP/1.1\r\n" + HOST + b"\r\n"
 
 
 class Crowd:
@@ -45,13 +53,17 @@ class Crowd:
         self._port = port
 
     async def run(self, kind: str, seconds: float) -> None:
-        """Go on for so long, with "scrapes", "requests" or "connections"."""
+        """Go on for so long, with "scrapes", "requests", "connections", "askers" or "deaf"."""
         work: list[Callable[[str], Awaitable[None]]] = []
         if kind == "scrapes":
             work += [self._scrape] * SCRAPERS
         elif kind == "requests":
             for name, request in REQUESTS.items():
                 work += [self._flood(name, request)] * FLOODS
+        elif kind == "askers":
+            work += [self._asks] * ASKERS
+        elif kind == "deaf":
+            work += [self._deaf] * DEAF
         else:
             work += [self._idle] * IDLERS + [self._drip] * SLOW
         tasks = set()
@@ -88,12 +100,28 @@ class Crowd:
         self.counts[f"{kind}: {head.split()[1].decode()}"] += 1
 
     async def _scrape(self, address: str) -> None:
+        await self._every(SCRAPE_S, "scrape", SCRAPE, address)
+
+    async def _asks(self, address: str) -> None:
+        await self._every(ASK_S, "/health/binance", ASK, address)
+
+    async def _every(self, pause_s: float, kind: str, request: bytes, address: str) -> None:
         async with self._connected(address) as (reader, writer):
             while True:
                 begin = time.monotonic()
-                writer.write(SCRAPE)
-                await self._answer("scrape", reader)
-                await asyncio.sleep(max(0.0, SCRAPE_S - (time.monotonic() - begin)))
+                writer.write(request)
+                await self._answer(kind, reader)
+                await asyncio.sleep(max(0.0, pause_s - (time.monotonic() - begin)))
+
+    async def _deaf(self, address: str) -> None:
+        """Ask and read nothing, until the connection is closed."""
+        async with self._connected(address) as (_, writer):
+            taken = writer.get_extra_info("socket")
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DEAF_BYTES)
+            writer.transport.pause_reading()
+            while not writer.transport.is_closing():
+                writer.write(ASK)
+                await asyncio.sleep(DRIP_S)
 
     def _flood(self, kind: str, request: bytes) -> Callable[[str], Awaitable[None]]:
         async def once(address: str) -> None:

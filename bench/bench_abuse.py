@@ -1,10 +1,11 @@
 """Abuse of the side server: does the capture notice? Exchange, daemon and crowd share the cores.
 
-The same daemon at 2,000 trades/s is left alone, then abused for as long, always with ten scrapers
-every 100 ms: by requests (wrong tokens, forged Hosts, huge headers, wrong methods and paths, TLS on
-the plain port), then by connections (1,500 that ask nothing, 300 that send a head byte by byte).
-What counts is receive -> commit by the server's commit times, that a probe is answered meanwhile,
-and that every trade is stored.
+The same daemon at 2,000 trades/s of 1,400 symbols is left alone, then abused for as long, always
+with ten scrapers every 100 ms: by requests (wrong tokens, forged Hosts, huge headers, wrong methods
+and paths, TLS on the plain port), then by connections (1,500 that ask nothing, 300 that send a head
+byte by byte), by twelve askers of /health/binance as often as each may, and by 250 deaf ones that
+ask for it and do not read. What counts is receive -> commit by the server's commit times, that a
+probe is answered meanwhile, and that every trade is stored.
 """
 
 import asyncio
@@ -20,15 +21,19 @@ import numpy as np
 from _database import database, server
 from _harness import HERE, Figure, arguments, figure, report
 from _processes import Running, daemon, exchange, output_of, until_ready
-from bench_e2e import LIST, STORED, environ, until_stored
+from bench_e2e import STORED, environ, until_stored
+from bench_redis import names
 from prometheus_client.parser import text_string_to_metric_families
 
 from tradecore.simulate.market import Market
 from tradecore.simulate.proof import prove
 
 RATE = 2_000
+SYMBOLS = 1_400
+CROWDS = ("requests", "connections", "askers", "deaf")
 STAGE_S = 12.0
-SPARE_S = 15.0
+SPARE_S = 7.0
+"""To begin and end a stage."""
 PROBE_S = 0.2
 TOKEN = "bench-token-of-no-secrecy"
 
@@ -86,6 +91,7 @@ async def stage(running: Running, dsn: str, who: str, baseline: str = "") -> lis
         "receive -> commit p99": (row["quantiles"][1] * 1e3, "ms"),
         "/ready p99": (float(np.percentile(delays_s, 99)) * 1e3, "ms"),
         "CPU of the daemon": (cpu_s / STAGE_S * 100, "% of a core"),
+        "peak RSS until then": (running.memory_mib("VmHWM"), "MiB"),
     }
     name = f"abuse, {RATE:,} trades/s"
     figures = []
@@ -108,20 +114,23 @@ async def refusals(running: Running) -> dict[str, float]:
 
 async def measure(server_dsn: str) -> list[Figure]:
     """Return all figures of this bench; raise when a trade is missing, doubled or wrong."""
-    count = int(RATE * (3 * STAGE_S + SPARE_S))
-    pace = ("--symbols", LIST, "--rate", str(RATE), "--count", str(count))
+    count = int(RATE * (1 + len(CROWDS)) * (STAGE_S + SPARE_S))
+    symbols = ",".join(names(SYMBOLS))
+    pace = ("--symbols", symbols, "--rate", str(RATE), "--count", str(count))
     async with (
         database(server_dsn, "bench_abuse") as dsn,
         exchange(*pace) as (venue, ws),
-        daemon({**environ(dsn, ws, venue.http, "trade"), "HTTP_TOKEN": TOKEN}) as running,
+        daemon(
+            environ(dsn, ws, venue.http, "trade")
+            | {"SUPPORTED_SYMBOLS": symbols, "HTTP_TOKEN": TOKEN}
+        ) as running,
     ):
         await until_ready(running)
         await asyncio.sleep(2.0)
         figures = await stage(running, dsn, "quiet")
-        figures += await stage(running, dsn, "requests", "quiet")
-        figures += await stage(running, dsn, "connections", "quiet")
+        for crowd in CROWDS:
+            figures += await stage(running, dsn, crowd, "quiet")
         counted = await refusals(running)
-        peak_mib = running.memory_mib("VmHWM")
         connection = await asyncpg.connect(dsn)
         try:
             await until_stored(connection, count)
@@ -136,7 +145,6 @@ async def measure(server_dsn: str) -> list[Figure]:
     equal = sum(proof.equal for proof in proofs.values())
     return [
         *figures,
-        figure(name, "peak RSS of the daemon", [peak_mib], "MiB"),
         figure(name, f"trades of {count:,} equal row by row", [equal], "trades"),
         *(figure(name, f"refused: {reason}", [n], "times") for reason, n in counted.items()),
     ]
