@@ -100,7 +100,6 @@ class Connection:
         self._ending = False
         self._born_ns = self._resumed_ns = clock.mono_ns()
         self._closed = asyncio.Event()
-        self._endpoint = ""
 
     @property
     def name(self) -> str:
@@ -228,8 +227,6 @@ class Connection:
         leg, tally = self._present, self._up.tally
         session = leg.session if leg is not None else None
         sessions = self.sessions
-        if session is not None:
-            self._endpoint = session.endpoint.address
         last_ns = max(tally.last_data_ns, *(one.last_data_ns for one in sessions), 0)
         since_ns = leg.machine.since_ns if leg is not None else self._born_ns
         return ConnectionStatus(
@@ -248,7 +245,7 @@ class Connection:
             last_end=tally.last_end,
             last_end_age_s=(now_ns - tally.last_end_ns) / 1e9 if tally.last_end_ns else None,
             rollovers={cause.value: tally.rollovers[cause.value] for cause in Cause},
-            endpoint=self._endpoint,
+            endpoint=session.endpoint.address if session is not None else tally.endpoint,
             age_s=leg.age_s if leg is not None else 0.0,
         )
 

@@ -37,6 +37,7 @@ class Tally:
     last_end: str | None = None
     last_end_ns: int = 0
     last_data_ns: int = 0
+    endpoint: str = ""
 
 
 @dataclass(slots=True)
@@ -163,6 +164,7 @@ class Leg:
         """Take over what the end of a session must not make forgotten."""
         tally = self._up.tally
         tally.connects += session.opened
+        tally.endpoint = session.endpoint.address
         tally.last_data_ns = max(session.last_data_ns, tally.last_data_ns)
         if session.settled:
             self._up.alternates.worked(session.endpoint)
