@@ -405,6 +405,39 @@ def test_access_lists_are_kept_and_the_x_bit_is_the_last_resort(
 
 
 @needs_root
+async def test_a_server_that_runs_is_used_and_nothing_is_opened_for_it(short_dir: Path) -> None:
+    """What systemd keeps closed has to stay so, or the service does not start again."""
+    home = short_dir / "private"
+    home.mkdir(mode=0o700)
+    server = EmbeddedPostgres(home / "data", settings=FAST)
+    await server.start()
+    os.removexattr(home, osuser._ACL)
+    home.chmod(0o700)
+    command = EmbeddedPostgres(home / "data", settings=FAST)
+    assert await ask(await command.start(), "SELECT 1") == [1]
+    assert command.pid == server.pid
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert osuser._ACL not in os.listxattr(home)
+    await server.stop()
+
+
+@needs_root
+async def test_nothing_of_systemd_is_opened(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = short_dir / "private"
+    (private / "tradecore").mkdir(mode=0o700, parents=True)
+    private.chmod(0o700)
+    link = short_dir / "tradecore"
+    link.symlink_to(private / "tradecore")
+    monkeypatch.setattr(osuser, "_SYSTEMD_FOLDERS", (private,))
+    assert "systemctl start" in await refuse(link)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert not os.listxattr(private)
+    assert not [*link.iterdir()]
+
+
+@needs_root
 async def test_a_cluster_keeps_its_owner(short_dir: Path) -> None:
     server = EmbeddedPostgres(short_dir, settings=FAST)
     await server.start()

@@ -161,11 +161,12 @@ class EmbeddedPostgres:
         """
         if self._alive():
             return True
-        user = self._prepare_home()
+        user = self._find_home()
         left_over = (self._cluster / "postmaster.pid").exists()
-        if self._adopt():
+        if self._adopt():  # which asks for no right that we lack
             log.info("PostgreSQL already runs, using it", extra={"pid": self.pid})
             return left_over
+        self._prepare_home(user)
         binaries = self._binaries(user)
         if not (self._cluster / "PG_VERSION").exists():
             self._initialise(binaries, user)
@@ -203,19 +204,22 @@ class EmbeddedPostgres:
         )
         return left_over
 
-    def _prepare_home(self) -> OsUser | None:
-        """Make DATA_DIR/postgres and return the OS user for the server, None for our own."""
+    def _find_home(self) -> OsUser | None:
+        """Take the real path of DATA_DIR/postgres; return who runs the server, None = ourselves."""
         self._home.parent.mkdir(parents=True, exist_ok=True)
         self._home = self._home.resolve()
         self._cluster = self._home / "cluster"
         self._log_file = self._home / "server.log"
-        user = server_user(self._cluster)
+        return server_user(self._cluster)
+
+    def _prepare_home(self, user: OsUser | None) -> None:
+        """Make DATA_DIR/postgres, for nobody but `user` and root."""
+        if user is not None:
+            let_through(self._home, user)
         self._home.mkdir(mode=0o700, exist_ok=True)
         if user is not None:
             os.chown(self._home, user.uid, user.gid)
-            let_through(self._cluster, user)
         self._home.chmod(0o700)
-        return user
 
     def _binaries(self, user: OsUser | None) -> Binaries:
         """Return binaries that fit the cluster and that `user` can execute."""

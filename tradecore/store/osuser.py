@@ -26,6 +26,9 @@ _USER_OBJ, _USER, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 _NO_ID = 0xFFFFFFFF
 _EXECUTE = 1
 
+# systemd starts no service of a dynamic user while anyone but root may cross these.
+_SYSTEMD_FOLDERS = (Path("/var/lib/private"), Path("/var/cache/private"))
+
 log = logging.getLogger(__name__)
 
 
@@ -89,8 +92,17 @@ def _name(uid: int) -> str:
 
 
 def let_through(path: Path, user: OsUser) -> None:
-    """Let `user` cross every folder above `path`: by an access list, else by the x bit for all."""
-    for folder in sorted({*path.parents, *path.resolve().parents}):
+    """Let `user` cross every folder above `path`: by an access list, else by the x bit for all.
+
+    Raises DataDirError, and changes nothing, when one of them belongs to systemd.
+    """
+    folders = sorted({*path.parents, *path.resolve().parents})
+    if closed := next((folder for folder in folders if folder in _SYSTEMD_FOLDERS), None):
+        raise DataDirError(
+            f"PostgreSQL cannot run in {closed} but as part of its service:"
+            " start that (systemctl start tradecore), its database is then used"
+        )
+    for folder in folders:
         found = folder.stat()
         if found.st_uid == user.uid:
             needed = stat.S_IXUSR
