@@ -1,6 +1,7 @@
 """When a connection may be asked for: refusals, their scope, and what outlives the process."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 
 from tradecore import clock
 from tradecore.backoff import AttemptBudget
+from tradecore.datadir import LOCK_NAME, DataDir
 from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
 from tradecore.feed.gate import ATTEMPTS_NAME, STATE_NAME, Gate
+from tradecore.rest.budget import STATE_NAME as REST_STATE_NAME
+from tradecore.rest.budget import Budget
 
 S = 10**9
 HERE, PORT, THERE = (Endpoint.parse(url) for url in ("wss://a:9443", "wss://a:443", "wss://b:443"))
@@ -181,3 +185,21 @@ def test_no_folder_is_made_for_attempts_and_none_is_needed(clocks: Clocks, tmp_p
     assert list(tmp_path.iterdir()) == []
     refuse(gate, HERE, 418)
     assert silences(Gate(tmp_path / "none")) == [121] * 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about what root does for another OS user")
+async def test_what_root_leaves_belongs_to_the_daemon(clocks: Clocks, tmp_path: Path) -> None:
+    """A file that the daemon cannot read is a ban that it does not keep."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.chown(folder, 54321, 54322)
+    gate = Gate(folder)
+    assert gate.take_s(HERE) == 0
+    refuse(gate, HERE, 418)
+    budget = Budget.of(folder, "https://api")
+    budget.save()
+    DataDir(folder).close()
+    left = {path.name: path.stat() for path in folder.iterdir()}
+    assert {ATTEMPTS_NAME, STATE_NAME, REST_STATE_NAME, LOCK_NAME} < set(left)
+    for name, found in left.items():
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (54321, 54322, 0o600), name

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import orjson
 
 from tradecore import clock
+from tradecore.datadir import open_owned
 
 Kind = Literal["banned", "limited", "refused"]
 """418; 429 or no weight left; anything else that more requests would make worse (403, 451)."""
@@ -163,7 +164,7 @@ class BlockFile:
         atomic in any case.
         """
         assert self._path is not None
-        lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = open_owned(Path(f"{self._path}.lock"), os.O_RDWR)
         try:
             for _ in range(_LOCK_TRIES):
                 try:
@@ -177,19 +178,19 @@ class BlockFile:
 
     @staticmethod
     def _replace(path: Path, data: bytes, durable: bool) -> None:
-        draft = f"{path}.{os.getpid()}"
+        draft = Path(f"{path}.{os.getpid()}")
         try:
-            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            file = open_owned(draft, os.O_WRONLY | os.O_TRUNC)
             try:
                 os.write(file, data)
                 if durable:
                     os.fsync(file)
             finally:
                 os.close(file)
-            Path(draft).replace(path)
+            draft.replace(path)
         except OSError:
             with suppress(OSError):
-                Path(draft).unlink()
+                draft.unlink()
             raise
         if durable:
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

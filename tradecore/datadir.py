@@ -2,11 +2,26 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from tradecore.errors import DataDirError
 
 LOCK_NAME = "tradecore.lock"
+
+
+def open_owned(path: Path, flags: int) -> int:
+    """Open a file, or make one for the owner of its folder and nobody else; return its descriptor.
+
+    What root's commands leave beside a daemon of another user must be that user's too: a ban that
+    the daemon cannot read it does not keep. Raises OSError.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        with suppress(PermissionError):  # a root that may not give away, as in some containers
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
 
 
 class DataDir:
@@ -23,7 +38,7 @@ class DataDir:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = open_owned(path / LOCK_NAME, os.O_RDWR)
         except OSError as exc:
             raise DataDirError(
                 f"DATA_DIR {path} cannot be used: {exc.strerror}; "

@@ -6,6 +6,7 @@ said so, and the Retry-After of any other refusal (503, say) for that endpoint.
 """
 
 import logging
+import os
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from tradecore import clock
 from tradecore.backoff import AttemptBudget
 from tradecore.block import LONGEST_S, MARGIN_S, Block, BlockFile, Memory, mono_s, sentence
+from tradecore.datadir import open_owned
 from tradecore.feed.endpoint import Endpoint, UpgradeRefusedError
 
 STATE_NAME = "feed_bans.json"
@@ -103,7 +105,11 @@ class Gate:
         if self._attempts is not None:
             full_ns = self._budget.full_ns - clock.mono_ns() + clock.wall_ns()
             with suppress(OSError):  # it counts for this run in any case
-                self._attempts.write_text(f"{full_ns}\n")
+                file = open_owned(self._attempts, os.O_WRONLY | os.O_TRUNC)
+                try:
+                    os.write(file, b"%d\n" % full_ns)
+                finally:
+                    os.close(file)
 
 
 class _Silence:
