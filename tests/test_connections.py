@@ -153,8 +153,9 @@ async def test_what_is_not_read_is_bounded_for_all_together(monkeypatch):
 
         alone = await ask("127.0.0.2")
         crowd = [await ask("127.0.0.1") for _ in range(9)]
-        unsent = sum(one.unsent_bytes for one in server._runner.server.connections)
-        assert HEAVY_BYTES < unsent <= 3 * HEAVY_BYTES
+        unsent = [one.unsent_bytes for one in server._runner.server.connections]
+        assert max(unsent) > HEAVY_BYTES - 1_000_000, "little of it is in the kernel"
+        assert HEAVY_BYTES < sum(unsent) <= 3 * HEAVY_BYTES
         ended = counts.use().refused["slow"]
         assert 0 < ended < 9
         async with asyncio.timeout(20):

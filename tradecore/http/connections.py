@@ -44,6 +44,8 @@ DOOR_LIMIT_S = 2.0
 RETRY_AFTER_S = 1
 UNSENT_MAX_BYTES = 8 << 20
 """So much of what clients do not read is kept for all of them together, beside 64 KiB for each."""
+UNSENT_IN_KERNEL_BYTES = 128 << 10
+"""So much of it the kernel takes of each, beside what is under way: else it may be 4 MiB."""
 BACKLOG = 1024
 """So many may wait for us to take them up; of those beyond, the client asks again after 1 s."""
 
@@ -231,9 +233,12 @@ class GuardedConnection(web.RequestHandler):
         address = transport.get_extra_info("peername")
         self.peer = peer_of(address[0]) if address else ""
         # Closing waits until all is sent; the kernel ends the wait for a client that never reads.
-        transport.get_extra_info("socket").setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_LIMIT_S * 1000)
-        )
+        options = {
+            socket.TCP_USER_TIMEOUT: int(ANSWER_LIMIT_S * 1000),
+            socket.TCP_NOTSENT_LOWAT: UNSENT_IN_KERNEL_BYTES,
+        }
+        for option, value in options.items():
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, value)
         if self._house.enter(self):
             self._take(transport)
         else:
