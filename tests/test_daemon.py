@@ -336,6 +336,19 @@ async def test_the_embedded_database_is_kept_between_runs(tmp_path: Path, short_
             await server.stop()
 
 
+async def test_a_record_that_begins_anew_elsewhere_is_told(
+    tmp_path: Path, short_dir: Path, migrated_database: str
+) -> None:
+    """As when the file with DATABASE_URL is lost and PostgreSQL's programs are at hand."""
+    async with simulated_exchange(rate=1000) as exchange:
+        for environ in ({"DATABASE_URL": migrated_database}, {}):
+            given = venue(exchange, SUPPORTED_SYMBOLS="BTCUSDT", DATA_DIR=short_dir, **environ)
+            async with daemon(tmp_path, **given) as one:
+                await one.until_stored(100)
+                assert await one.terminate() == 0
+                assert ("although trades were captured here before" in one.log) is (not environ)
+
+
 async def test_a_stop_while_the_embedded_database_is_made(tmp_path: Path, short_dir: Path) -> None:
     """The cluster is left whole or not at all, and no server runs on."""
     async with (

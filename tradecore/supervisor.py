@@ -58,6 +58,12 @@ class Supervisor:
             folder = DataDir(self._settings.data_dir)
             stack.callback(folder.close)
             self._parts = parts = Wiring(self._settings, folder, stack)
+            if parts.store.is_new and parts.ring.published_seq:
+                log.warning(
+                    "a new database is made in DATA_DIR, although trades were captured here before;"
+                    " if they are in another one, stop and set DATABASE_URL again (systemd: the"
+                    " file credentials/database_url)"
+                )
             server = SideServer(
                 self._settings.http_host,
                 self._settings.http_port,
