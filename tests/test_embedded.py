@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tradecore.errors import DataDirError
-from tradecore.store import osuser
+from tradecore.store import embedded, osuser
 from tradecore.store.binaries import as_user, find_binaries
 from tradecore.store.embedded import EmbeddedPostgres, find_cause
 from tradecore.store.osuser import OsUser, let_through, open_for_reading, server_user
@@ -435,6 +435,18 @@ async def test_nothing_of_systemd_is_opened(
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert not os.listxattr(private)
     assert not [*link.iterdir()]
+
+
+@needs_root
+async def test_a_user_without_a_name_is_told_what_lacks(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is in the units where systemd's part of the name service is not installed."""
+    short_dir.chmod(0o711)
+    nameless = OsUser("64709", 64709, 64709)
+    monkeypatch.setattr(embedded, "server_user", lambda _: nameless)
+    said = await refuse(short_dir)
+    assert "effective user ID 64709" in said and "libnss-systemd" in said
 
 
 @needs_root

@@ -268,10 +268,10 @@ class EmbeddedPostgres:
             time_limit_s=self._start_limit_s,
         )
         if answer.returncode != 0:
-            raise DataDirError(
-                f"PostgreSQL could not make its cluster in {self._home}:"
-                f" {find_cause(answer.stdout + answer.stderr)}"
-            )
+            cause = find_cause(answer.stdout + answer.stderr)
+            if "could not look up effective user" in cause:  # one that systemd made for the service
+                cause += "; apt-get install libnss-systemd lets programs see such users"
+            raise DataDirError(f"PostgreSQL could not make its cluster in {self._home}: {cause}")
         with (new / "postgresql.conf").open("a") as conf:
             conf.write("\n# Set by tradecore when it made this cluster; change what you like.\n")
             conf.writelines(f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
