@@ -60,6 +60,7 @@ def test_the_template_differs_in_its_names_only() -> None:
         "Description=tradecore %i, recorder of a share of Binance market data",
         "EnvironmentFile=/etc/tradecore/tradecore.conf",
         "Environment=SETTINGS_FILE=/etc/tradecore/%i.conf",
+        "Environment=NODE_NAME=%H",  # and -%i
     ]
     assert [line for line in common if line not in own] == [
         line
