@@ -62,6 +62,35 @@ def test_what_an_operator_has_edited_stays(tmp_path: Path) -> None:
         assert (units / name).read_text() == (ROOT / "deploy/systemd" / name).read_text()
 
 
+def test_the_command_takes_the_settings_of_the_service_and_of_its_instances(tmp_path: Path) -> None:
+    assert install(tmp_path, "units").returncode == 0
+    etc, command = tmp_path / "etc/tradecore", tmp_path / "usr/local/bin/tradecore"
+    assert mode(command) == 0o755
+    (etc / "tradecore.conf").write_text("RETENTION=3 years\nHTTP_PORT=3000\n")
+    (etc / "a.conf").write_text("HTTP_PORT=3001")
+    # What stands for the program prints what it would read.
+    show = "import os, sys; from tradecore.settings import load; s = load(os.environ);"
+    show += "print(s.data_dir, s.http_port, s.retention_s, s.database_url.reveal(), sys.argv[1:])"
+    text = command.read_text().replace("/etc/tradecore", str(etc))
+    text = text.replace(
+        "/opt/tradecore/bin/python -P -m tradecore", f"{sys.executable} -c '{show}'"
+    )
+    command.write_text(text)
+
+    def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ}
+        return subprocess.run([command, *words], env=environ, capture_output=True, text=True)
+
+    dsn = (etc / "credentials/database_url").read_text().strip()
+    rest = f"{3 * 365 * 86400} {dsn} ['import', 'a b.zip']\n"
+    assert run("import", "a b.zip").stdout == f"/var/lib/tradecore 3000 {rest}"
+    assert run("import", "a b.zip", INSTANCE="a").stdout == f"/var/lib/tradecore-a 3001 {rest}"
+    assert run("import", "a b.zip", DATA_DIR="/srv/x").stdout == f"/srv/x 3000 {rest}"
+    refused = run("run", INSTANCE="a")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "systemctl start tradecore@a" in refused.stderr
+
+
 def test_the_example_has_only_settings_that_exist(tmp_path: Path) -> None:
     from tradecore.settings import load
 
@@ -128,6 +157,7 @@ def test_the_program_with_its_packages_below_another_root(tmp_path: Path) -> Non
     assert not (home / "of-the-release-before").exists()
     for file in (*(home / "bin").iterdir(), home / "pyvenv.cfg"):
         assert file.is_symlink() or str(root) not in file.read_text(), file
+    assert "putting it and its packages into" in done.stderr, "it takes a while"
     assert (home / "bin/tradecore").read_text().startswith("#!/opt/tradecore/bin/python\n")
     (compiled,) = home.glob("lib/python3.*/site-packages/tradecore/__pycache__/supervisor.*.pyc")
     assert b"/opt/tradecore/lib/python3." in compiled.read_bytes()

@@ -208,6 +208,13 @@ async def test_a_capture_that_is_stuck_is_killed_and_started_anew(
         assert "Watchdog timeout" in journal
         sent = await until_stored(database.dsn, exchange)
         assert active(state)
+        # A command of the operator, with what the service has: its folder and its database.
+        found = machine.run("/usr/local/bin/tradecore", "check", check=False)
+        assert f"is used by a running tradecore (process {state['MainPID']})" in found, found
+        assert "database tradecore, role tradecore" in found, found
+        assert "holes" in machine.run("/usr/local/bin/tradecore", "verify")
+        files = machine.root / "var/lib/private/tradecore"
+        assert {path.stat().st_uid for path in files.iterdir()} == {int(state["UID"])}
         machine.run("systemctl", "stop", unit)
         await assert_exact(database.dsn, exchange, sent)
 
@@ -236,6 +243,14 @@ async def test_two_instances_share_the_symbols(
                     await asyncio.sleep(0.1)
 
         await until_held({"a": 4, "b": 4})
+        connection = await asyncpg.connect(database.dsn)
+        nodes = {
+            node.rpartition("-")[2] for (node,) in await connection.fetch("SELECT name FROM nodes")
+        }
+        await connection.close()
+        assert nodes == {"a", "b"}
+        found = machine.run("env", "INSTANCE=a", "/usr/local/bin/tradecore", "check", check=False)
+        assert "DATA_DIR /var/lib/tradecore-a is used by a running tradecore" in found, found
         for name in ports:
             path = f"/var/lib/private/tradecore-{name}"
             assert machine.run("stat", "--format=%a", path).strip() == "700"

@@ -48,7 +48,12 @@ def secret_text(name: str, environ: Mapping[str, str]) -> str:
         # The last is how systemd names the files of a folder that is loaded as "tradecore".
         for known in (name, name.lower(), f"tradecore_{name.lower()}"):
             credential = Path(folder, known)
-            if credential.exists():
+            try:
+                there = credential.exists()
+            except OSError as error:
+                what = f"the credential of {name} is in {folder}, which cannot be read"
+                raise ValueError(f"{what}: {error.strerror}; try it with sudo") from None
+            if there:
                 return _file_text(f"the credential of {name}", credential)
     return ""
 

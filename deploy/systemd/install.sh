@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs tradecore on this host as a service, or below DESTDIR. What an operator has edited stays.
 #
-#   sh deploy/systemd/install.sh          program, units and settings
-#   sh deploy/systemd/install.sh units    units and settings only
+#   sh deploy/systemd/install.sh          program, command, units and settings
+#   sh deploy/systemd/install.sh units    all but the program
 #
 # PYTHON=/usr/bin/python3.13 chooses the interpreter, WHEEL=tradecore-....whl spares the compiler.
 set -eu
@@ -43,12 +43,18 @@ install_program() {
     trap 'rm -rf "$tmp"' EXIT
     wheel=${WHEEL:-}
     if [ -z "$wheel" ]; then
-        say "compiling, which takes a minute or two"
+        say "fetching the compiler of the extensions"
         "$python" -m venv "$tmp/build"
         pip "$tmp/build" install --require-hashes --requirement requirements/build.txt
-        pip "$tmp/build" wheel --no-build-isolation --no-deps --wheel-dir "$tmp" .
+        # In a copy: what is compiled here would be root's in a tree that is an operator's.
+        mkdir "$tmp/source"
+        cp -R pyproject.toml setup.py MANIFEST.in README.md LICENSE sql tradecore "$tmp/source"
+        find "$tmp/source" -name '*.so' -delete
+        say "compiling, which takes a minute or two"
+        pip "$tmp/build" wheel --no-build-isolation --no-deps --wheel-dir "$tmp" "$tmp/source"
         wheel=$(echo "$tmp"/*.whl)
     fi
+    say "putting it and its packages into $home"
     # Beside the old one, which a failure leaves as it is.
     "$python" -m venv --clear "$home.new"
     pip "$home.new" install --no-compile --require-hashes --requirement requirements/tradecore.txt
@@ -71,11 +77,12 @@ keep() {
 }
 
 install_units() {
-    install -d -m 755 "$root/etc/systemd/system" "$etc"
+    install -d -m 755 "$root/etc/systemd/system" "$root/usr/local/bin" "$etc"
     install -d -m 700 "$etc/credentials"
     for unit in tradecore.service tradecore@.service; do
         install -m 644 "deploy/systemd/$unit" "$root/etc/systemd/system/$unit"
     done
+    install -m 755 deploy/systemd/tradecore.sh "$root/usr/local/bin/tradecore"
     keep 644 deploy/systemd/tradecore.conf "$etc/tradecore.conf"
     keep 600 deploy/systemd/database_url "$etc/credentials/database_url"
 }
@@ -86,4 +93,5 @@ install_units
 say "installed. What comes next:
   nano /etc/tradecore/credentials/database_url   # your database; settings are in tradecore.conf
   systemctl daemon-reload
-  systemctl enable --now tradecore"
+  systemctl enable --now tradecore
+  tradecore check                                # with the settings of the service"
