@@ -81,9 +81,10 @@ class Manager:
 
     async def until(self, word: str, times: int = 1) -> str:
         """Wait until lines with this word have come so often; return the last of them."""
-        async with asyncio.timeout(30):
-            while len(found := [line for line in self.listen() if word in line]) < times:
-                await asyncio.sleep(0.02)
+        deadline_s = time.monotonic() + 30
+        while len(found := [line for line in self.listen() if word in line]) < times:
+            assert time.monotonic() < deadline_s, f"{word} is not in {self.listen()[-20:]}"
+            await asyncio.sleep(0.02)
         return found[-1]
 
 
