@@ -110,7 +110,7 @@ def as_transient(exc: BaseException, failed: str = "take a batch") -> TransientS
     if isinstance(exc, StoreError):
         return TransientStoreError("store", str(exc), fatal_looking=True)
     failure = classify(exc)
-    text = str(exc) or type(exc).__name__
+    text = str(exc) or ("no answer in time" if failure.reason == "timeout" else type(exc).__name__)
     if failure.kind in (Kind.TRANSIENT, Kind.NO_PARTITION):
         return TransientStoreError(failure.reason, f"the database did not {failed}: {text}")
     remedy = f": {failure.remedy}" if failure.remedy else ""

@@ -80,12 +80,12 @@ def classify_connect_error(exc: BaseException) -> ConnectFailure:
     """
     match exc:
         case asyncpg.TargetServerAttributeNotMatched():
-            return ConnectFailure("down", str(exc))
+            return _away(str(exc))
         case asyncpg.PostgresError():
             state = exc.sqlstate or ""
             advice = _ADVICE.get(state) or _ADVICE.get(state[:2])
             if advice is None:
-                return ConnectFailure("down", f"{exc} ({state})")
+                return _away(f"{exc} ({state})")
             return ConnectFailure("fatal", f"the database refuses us, {exc} ({state}): {advice}")
         case asyncpg.InterfaceError() | asyncpg.InternalClientError():
             return ConnectFailure("fatal", f"DATABASE_URL cannot be used: {exc}")
@@ -117,10 +117,14 @@ def classify_connect_error(exc: BaseException) -> ConnectFailure:
                 "fatal", f"{exc}: this OS user may not use the socket of the database"
             )
         case TimeoutError():
-            return ConnectFailure("down", "the database did not answer in time")
+            return _away("it did not answer in time")
         case OSError():
-            return ConnectFailure("down", str(exc) or type(exc).__name__)
+            return _away(str(exc) or type(exc).__name__)
     raise exc
+
+
+def _away(text: str) -> ConnectFailure:
+    return ConnectFailure("down", f"the database cannot be reached: {text}")
 
 
 def _reason(exc: ssl.SSLError) -> str:
@@ -190,9 +194,7 @@ async def connect(
     try:
         return await asyncpg.connect(**_arguments(dsn, command_limit_s, connect_limit_s))
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-        failure = classify_connect_error(exc)
-        down = "the database cannot be reached: " if failure.kind == "down" else ""
-        raise StoreError(down + failure.sentence) from exc
+        raise StoreError(classify_connect_error(exc).sentence) from exc
 
 
 def _arguments(dsn: str | Dsn, command_limit_s: float, connect_limit_s: float) -> dict[str, Any]:
