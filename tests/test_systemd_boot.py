@@ -219,6 +219,38 @@ async def test_a_capture_that_is_stuck_is_killed_and_started_anew(
         await assert_exact(database.dsn, exchange, sent)
 
 
+async def test_an_own_database_is_shared_with_commands_and_stays_closed(machine: Machine) -> None:
+    """root's commands use the server of the service, and open nothing for one of their own."""
+    # In the name service as libnss-systemd would have it, which this machine has not.
+    with (machine.root / "etc/passwd").open("a") as users:
+        users.write("tradecore:x:64709:64709::/:/usr/sbin/nologin\n")
+    with (machine.root / "etc/group").open("a") as groups:
+        groups.write("tradecore:x:64709:\n")
+    http_port, unit, command = free_port(), "tradecore.service", "/usr/local/bin/tradecore"
+    async with simulated_exchange(rate=500, symbols="BTCUSDT") as exchange:
+        install(
+            machine,
+            {},
+            **address(exchange.port),
+            HTTP_PORT=http_port,
+            SUPPORTED_SYMBOLS="BTCUSDT",
+        )
+        (machine.root / "etc/tradecore/credentials/database_url").unlink()
+        machine.run("systemctl", "start", unit)
+        async with asyncio.timeout(60):
+            while not (await ask(http_port))["counts"]["trades_stored"]:
+                await asyncio.sleep(0.1)
+        assert "own PostgreSQL" in machine.run(command, "check", check=False)
+        assert '"holes":0' in machine.run(command, "verify")
+        machine.run("systemctl", "restart", unit)
+        machine.run("systemctl", "stop", unit)
+        said = machine.run(command, "verify", check=False)
+        assert "start that (systemctl start tradecore)" in said, said
+        assert machine.run("stat", "--format=%a", "/var/lib/private").strip() == "700"
+        machine.run("systemctl", "start", unit)
+        machine.run("systemctl", "stop", unit)
+
+
 async def test_two_instances_share_the_symbols(
     machine: Machine, database: EmbeddedPostgres
 ) -> None:
