@@ -102,11 +102,14 @@ async def assert_exact(dsn: str, exchange: SimulatedExchange, *, holes: bool = F
 
 
 async def metrics(one: Daemon) -> dict[str, float]:
-    """Return what /metrics shows: name, or name{label values with commas}, to number."""
+    """Return what /metrics shows: name, or name{label values with commas}, to number.
+
+    The values stand in the order of their labels' names.
+    """
     found = {}
     for family in text_string_to_metric_families(await one.text("/metrics")):
         for sample in family.samples:
-            labels = ",".join(sample.labels.values())
+            labels = ",".join(value for _, value in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
 

@@ -148,7 +148,9 @@ async def test_a_server_goes_back_to_a_point_in_time(short_dir: Path, tmp_path: 
                     while await conn.fetchval("SELECT pg_is_in_recovery()"):
                         await asyncio.sleep(0.05)
                 after = await scene.coverage(dsn)
-                assert all(after[s][-1][1] < before[s][-1][1] - 50 for s in SYMBOLS)
+                fewer = [before[s][-1][1] - after[s][-1][1] for s in SYMBOLS]
+                assert min(fewer) > 0
+                assert sum(fewer) > 500
                 async with daemon(tmp_path, **venue(exchange, dsn)) as one:
                     await until_whole(dsn, exchange, SYMBOLS)
                     assert await one.terminate() == 0
