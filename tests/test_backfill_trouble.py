@@ -65,6 +65,29 @@ async def test_rows_that_the_database_refuses(migrated_database: str, tmp_path: 
         assert await d.conn.fetchval("SELECT count(*) FROM dead_letters") == 2
 
 
+async def test_one_trade_in_fifty_that_the_database_refuses(
+    migrated_database: str, tmp_path: Path
+) -> None:
+    """However many there are, the venue is asked for a page now and then; all come in the end."""
+    async with desk(migrated_database, tmp_path, first_id=1000) as d:
+        await d.conn.execute("ALTER TABLE raw_trades ADD CONSTRAINT odd CHECK (trade_id % 50 <> 0)")
+        await d.capture(BTC, (1001, 6001))
+        backfill = d.backfill(look_s=0.2)
+        asked = d.client.requests
+        async with running(backfill):
+            await until(lambda: len(backfill._table.later) == 100)
+            assert asked.total() <= 2
+            await d.capture(BTC, (6002, 8001))
+            backfill.wake([(BTC, i, i) for i in range(6050, 8001, 50)])
+            await until(lambda: len(backfill._table.later) == 140)
+            assert asked.total() <= 2
+        await d.conn.execute("ALTER TABLE raw_trades DROP CONSTRAINT odd")
+        async with running(d.backfill(look_s=0.2)):
+            await until(lambda: d.whole(BTC, 1001, 8001))
+        assert asked.total() <= 20
+        await d.prove(BTC, 1001, 8001)
+
+
 async def test_a_newest_trade_that_the_database_refuses(
     migrated_database: str, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ async def _fill(settings: Settings, store: "Store", window: _Window) -> int:
             dump_url=settings.dump_url,
             folder=folder,
             source=window.source,
+            refused_base_s=0.0,  # each hole has its try
         )
 
         def show(_: object = None) -> None:

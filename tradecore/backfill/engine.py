@@ -144,7 +144,7 @@ class Backfill:
         if self._policy.max_age_s <= 0:
             return
         known = self._reaches.get(symbol)
-        if known is not None and known.is_refused and known.last_id < last_id:
+        if known is not None and known.refusals and known.last_id < last_id:
             known = None  # a trade that it was not tried with
             del self._reaches[symbol]
         if known is not None:
@@ -184,12 +184,12 @@ class Backfill:
             self.stats.holes_filled += len(filled)  # by pages for others
 
     def _begin(self, group: asyncio.TaskGroup) -> None:
-        """Begin the steps that are due, the newest first, one a symbol."""
+        """Begin the steps that are due, the newest first, one a symbol; refused ones last."""
         now_s = _now_s()
         if self._paused() or now_s < self._venue_not_before_s:
             return
         due = [work for work in self._free() if work.not_before_s <= now_s]
-        due.sort(key=age_order, reverse=True)
+        due.sort(key=lambda work: (-work.refusals, *age_order(work)), reverse=True)
         if self._is_failing:
             # One whose trouble is its own must not be all that is asked for.
             due.sort(key=lambda work: work.failed_s)
@@ -349,6 +349,8 @@ class Backfill:
         banned = self.stats.retries["banned"] + self.stats.retries["limited"]
         patience_s = _BAN_PATIENCE_S if banned and not work.lost else _PATIENCE_S
         failures = max(work.failures, self._venue_pause.attempts // 2)
+        if work.refusals:
+            return True
         return delay_s > patience_s or work.fruitless >= _FRUITLESS or failures > _FAILURES
 
     # ---- whose turn it can be ----------------------------------------------------------------

@@ -32,6 +32,7 @@ from tradecore.backfill import plan
 from tradecore.backfill.absent import COUNTED, Absences, sighting
 from tradecore.backfill.daily import Daily
 from tradecore.backfill.plan import Asked, Told
+from tradecore.backfill.refusals import Refusals
 from tradecore.backfill.work import (
     HOUR_S,
     FillPolicy,
@@ -56,7 +57,12 @@ Rows = npt.NDArray[Any]
 _MAX_LAG_US = 10_000_000
 _PATIENT_AFTER = 30  # replies without a trade, after which the venue is asked more seldom
 _HOURLY_AFTER = 100
+_REFUSED = "the database refuses these trades: see dead_letters"
 _AGAIN_EVERY_S = 0.5  # between two questions about what REST has lost, of all symbols
+
+
+class _RefusedError(Exception):
+    """The database has taken nothing of a page, and refused what it has of the hole."""
 
 
 class _ExpiredError(Exception):
@@ -89,6 +95,7 @@ class Filler:
         """When the venue's database last answered as it should, by the monotonic clock."""
         self._lag_us = 0
         self._next_again_s = 0.0
+        self._refusals = Refusals(policy.refused_base_s, policy.refused_cap_s)
         self._absences = Absences(store, stats, policy.confirm_s)
         self._daily = Daily(store, client, policy, stats, self._write, works_of=works_of)
 
@@ -100,14 +107,25 @@ class Filler:
             return await self._step(work)
         except _ExpiredError as expired:
             return Step(absent=expired.spans)
+        except _RefusedError:
+            work.refusals += 1
+            self._refusals.refused(work.symbol)
+            return self._refused_by_database(work)
 
     async def _step(self, work: Work) -> Step:
+        if work.refusals and self._refusals.wait_s(work.symbol) > 0:
+            return self._refused_by_database(work)
         pieces = plan.missing(work.span, await self._store.covered(work.symbol, *work.span))
+        if work.refusals and pieces != [work.span]:
+            self._takes_again(work.symbol)
         if len(pieces) != 1 or pieces[0].first_id != work.first_id:
             return Step(pieces=pieces)
         work.last_id = pieces[0].last_id
         if not await self._know_times([work]):
             return Step(pieces=[])  # nothing is stored around it any more: it is no hole
+        waits = self._refusals.wait_s(work.symbol) > 0
+        if waits and await self._store.is_parked(work.symbol, *work.span):
+            return self._refused_by_database(work)
         if (suspect := self._absences.suspect(work.symbol, work.span)) is not None:
             if suspect.wait_s > 0:
                 work.why = "the venue passed over these ids, which is asked again"
@@ -156,24 +174,24 @@ class Filler:
         return result.stored + result.duplicate > 0
 
     async def _page(self, work: Work) -> Step:
-        others = [one.span for one in self._works_of(work.symbol) if not one.lost]
+        others = [
+            one.span
+            for one in self._works_of(work.symbol)
+            if not one.lost and (work.refusals or not one.refusals)
+        ]
         asked = plan.page_from_above(work.span, others)
         rows, told = await self._ask(work, asked)
-        result = await self._take(work, rows, asked)
+        await self._take(work, rows, asked)
         if told.ends_early:
             return self._lags(work)
         self._caught_up(work)
-        if told.inside and result.parked and not result.stored:
-            return self._refused_by_database(work)
         work.probing = not told.inside
         return Step()
 
     async def _probe(self, work: Work) -> Step:
         asked = await self._below(work)
         rows, told = await self._ask(work, asked)
-        result = await self._take(work, rows, asked)
-        if told.inside and result.parked and not result.stored:
-            return self._refused_by_database(work)
+        await self._take(work, rows, asked)
         if len(rows) == 0 or (told.ends_early and not told.inside):
             return self._lags(work)
         if not told.has_below and not told.inside:
@@ -304,6 +322,8 @@ class Filler:
                 one.filled += int(plan.select(ids, [one.span]).sum())
             for jump in plan.jumps(ids, one.span):
                 self._absences.sighted(work.symbol, jump, sighting(asked, jump))
+        if told.inside and result.parked and not result.stored:
+            raise _RefusedError
         return result
 
     async def _give_up_below(self, works: list[Work], rows: Rows) -> None:
@@ -340,7 +360,10 @@ class Filler:
         others = [
             one
             for one in self._works_of(work.symbol)
-            if one is not work and one.last_id >= first_id and one.first_id <= last_id
+            if one is not work
+            and one.last_id >= first_id
+            and one.first_id <= last_id
+            and (work.refusals or not one.refusals)
         ]
         await self._know_times(others)
         reached = [work]
@@ -412,9 +435,18 @@ class Filler:
         over = plan.is_over(plan.day_of(work.above_us), clock.wall_ns() // 1000)
         return (HOUR_S if over else self._policy.rest_again_s) * random.uniform(0.75, 1.0)
 
-    def _refused_by_database(self, work: Work | Reach) -> Step:
-        work.why = "the database refuses these trades: see dead_letters"
-        return Step(HOUR_S)
+    def _refused_by_database(self, work: Work) -> Step:
+        """Let the hole wait with the others of its symbol that are refused."""
+        work.refusals = work.refusals or 1
+        work.why = _REFUSED
+        return Step(self._refusals.wait_s(work.symbol))
+
+    def _takes_again(self, symbol: str) -> None:
+        """The database has taken a trade that it refused: it is offered all of them."""
+        self._refusals.taken(symbol)
+        for one in self._works_of(symbol):
+            if one.refusals:
+                one.refusals, one.not_before_s = 0, 0.0
 
     # ---- above the highest stored trade ------------------------------------------------------
 
@@ -449,8 +481,9 @@ class Filler:
         result = await self._write(reach.symbol, rows, "rest", reach.cause)
         self._stats.filled["rest"] += result.stored
         if result.parked and not result.stored:
-            reach.is_refused = True
-            return self._refused_by_database(reach), ()
+            reach.refusals += 1
+            reach.why = _REFUSED
+            return Step(HOUR_S), ()
         return Step(), result.opened
 
 

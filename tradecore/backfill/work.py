@@ -45,6 +45,9 @@ class FillPolicy:
     """Before REST is asked again for what it did not give, while no dump can have it."""
     dump_retry_s: float = 1800.0
     """Before a dump that was not there is asked for again; doubled up to an hour."""
+    refused_base_s: float = 60.0
+    """Before trades of a symbol that the database refused are fetched again; doubled up to:"""
+    refused_cap_s: float = HOUR_S
 
 
 REASONS = (
@@ -117,6 +120,8 @@ class Work:
     filled: int = 0
     fruitless: int = 0
     """Requests since the last one that brought a trade."""
+    refusals: int = 0
+    """Above 0: the database refuses all of these trades, and has done so about as often."""
     tried_newest: bool = False
     probing: bool = False
     late_s: float = 0.0
@@ -174,8 +179,8 @@ class Reach:
     failed_s: float = 0.0
     failures: int = 0
     fruitless: int = 0
-    is_refused: bool = False
-    """The database took nothing of the page that ends at `last_id`."""
+    refusals: int = 0
+    """Above 0: the database took nothing of the page that ends at `last_id`."""
     tried_newest: bool = False
     why: str = ""
 

@@ -50,6 +50,11 @@ SELECT EXISTS (
 )
 """
 
+_PARKED = """
+SELECT count(*) = $3::int8 - $2::int8 + 1 FROM dead_letters
+WHERE kind = 'trade' AND symbol = $1 AND trade_id BETWEEN $2 AND $3
+"""
+
 _STORED = """
 SELECT count(*) FROM raw_trades WHERE symbol = $1
     AND timestamp >= to_timestamp($2 / 1e6) AND timestamp < to_timestamp($3 / 1e6)
@@ -186,6 +191,11 @@ async def hole_times(
 async def is_counted(conn: asyncpg.Connection, symbol: str, first_id: int, last_id: int) -> bool:
     """Tell whether a stored kline proves that the venue had some of the ids of a hole."""
     return bool(await conn.fetchval(_COUNTED, symbol, first_id, last_id))
+
+
+async def is_parked(conn: asyncpg.Connection, symbol: str, first_id: int, last_id: int) -> bool:
+    """Tell whether all trades of a hole lie in dead_letters: the database has refused them."""
+    return bool(await conn.fetchval(_PARKED, symbol, first_id, last_id))
 
 
 async def trades_between(conn: asyncpg.Connection, symbol: str, from_us: int, to_us: int) -> int:

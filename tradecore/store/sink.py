@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from tradecore._copyenc import mask_rows
 from tradecore.errors import StoreError, TransientStoreError
+from tradecore.log import once_per
 from tradecore.store import coverage, ledger
 from tradecore.store import statements as sql
 from tradecore.store.batch import (
@@ -372,7 +373,7 @@ async def _write_or_split(
     try:
         return await write(rows, False)
     except _RowsRefused as exc:
-        log.warning(
+        once_per(log, "as a whole").warning(
             "the server does not take a batch as a whole; its rows are looked at one by one",
             extra={"rows": len(rows), "cause": str(exc.__cause__)},
         )

@@ -255,6 +255,10 @@ class Store:
         """Tell whether a stored kline proves that the venue had some of the ids of a hole."""
         return await self._read(lambda conn: holes.is_counted(conn, symbol, first_id, last_id))
 
+    async def is_parked(self, symbol: str, first_id: int, last_id: int) -> bool:
+        """Tell whether all trades of a hole lie in dead_letters."""
+        return await self._read(lambda conn: holes.is_parked(conn, symbol, first_id, last_id))
+
     async def trades_between(self, symbol: str, from_us: int, to_us: int) -> int:
         """Count the stored trades of `from_us` <= time < `to_us`."""
         return await self._read(lambda conn: holes.trades_between(conn, symbol, from_us, to_us))
