@@ -70,6 +70,7 @@ HEALTHY = Snapshot(
         level="plain",
         schema_version=3,
         last_error=None,
+        parked_age_s=None,
     ),
     pool=PoolUse(idle=3, used=1, limit=20),
     counters=Counters(

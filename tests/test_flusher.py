@@ -283,6 +283,23 @@ async def test_a_database_that_goes_while_nothing_is_written_is_noticed(
         await until(lambda: not stats.away_since_ns)
 
 
+async def test_a_database_that_hangs_is_away_since_it_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "SILENT_S", 0.05)
+    async with desk(tmp_path, rows=1, age_s=30) as one:
+        stats = one.flusher.stats
+        await until(lambda: one.sink.pings > 0 and not stats.asked_ns)
+        one.sink.gate.clear()
+        asked_ns = clock.mono_ns()
+        one.feed(0, 1)
+        await until(lambda: stats.away_since(clock.mono_ns()) > 0)
+        assert stats.away_since(clock.mono_ns()) >= asked_ns
+        one.sink.gate.set()
+        await until(lambda: one.sink.batches)
+        await until(lambda: not stats.away_since(clock.mono_ns()))
+
+
 async def test_a_database_that_answers_and_takes_no_rows_stays_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

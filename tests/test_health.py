@@ -29,6 +29,8 @@ def connection(state: str, streams: int) -> ConnectionState:
     [
         ({}, "ok", []),
         ({"holes__open": 99, "counters__trades_parked": 5}, "ok", []),
+        ({"database__parked_age_s": 299.0}, "degraded", ["rows_parked"]),
+        ({"database__parked_age_s": 301.0}, "ok", []),
         ({"symbols": (STALE,)}, "degraded", ["symbols_stale"]),
         ({"counters__trades_far_below": 1}, "degraded", ["ids_far_below"]),
         ({**STANDBY, "shards__held": 0}, "ok", []),
@@ -128,6 +130,7 @@ async def test_health_tells_everything():
             "level": "plain",
             "schema_version": 3,
             "last_error": None,
+            "parked_age_s": None,
         },
         "redis": {
             "up": True,

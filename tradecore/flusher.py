@@ -41,6 +41,9 @@ IDLE_LOOK_S = 0.5
 QUIET_S = 5.0
 """Without a successful write for so long, the database is asked whether it is there."""
 
+SILENT_S = 10.0
+"""A database that has answered nothing for so long since it was asked is away."""
+
 RETRY_BASE_S = 0.1
 RETRY_CAP_S = 5.0
 
@@ -126,16 +129,28 @@ class FlushStats:
     reachable_ns: int = 0
     """Monotonic clock of the last successful write or ping; 0 before the first."""
     away_since_ns: int = 0
-    """Monotonic clock of the first failure since the last success; 0 while the database answers."""
+    """Monotonic clock of when the first attempt that failed since the last success had begun."""
     last_error: str | None = None
+    asked_ns: dict[str, int] = field(default_factory=dict)
+    """By what is written: monotonic clock of when the attempt under way began."""
+    parked_ns: int = 0
+    """Monotonic clock of the last batch of which rows were parked; 0 before the first."""
     turned_ns: dict[str, int] = field(default_factory=dict)
     """By what is written: monotonic clock of when its writer last began a round of its loop."""
 
-    def failed(self, error: TransientStoreError) -> None:
-        """Note one failed attempt."""
+    def away_since(self, now_ns: int) -> int:
+        """Return since when the database does not answer; 0 while it does, or is not asked."""
+        unanswered_ns = [ns for ns in self.asked_ns.values() if ns > self.reachable_ns]
+        since_ns = min(unanswered_ns, default=now_ns)
+        return self.away_since_ns or (since_ns if now_ns - since_ns > SILENT_S * 1e9 else 0)
+
+    def failed(self, error: TransientStoreError, asked_ns: int | None = None) -> None:
+        """Note a failed attempt that began at `asked_ns`, or now."""
         self.retries[error.reason] += 1
         self.last_error = str(error)
-        self.away_since_ns = self.away_since_ns or clock.mono_ns()
+        self.away_since_ns = self.away_since_ns or max(
+            asked_ns or clock.mono_ns(), self.reachable_ns
+        )
 
     def succeeded(self) -> None:
         """Note that the database has answered."""
@@ -153,6 +168,8 @@ class FlushStats:
         self.trades_stored += result.stored
         self.trades_duplicate += result.duplicate
         self.trades_parked += result.parked
+        if result.parked:
+            self.parked_ns = clock.mono_ns()
         self.trades_expired += result.expired
         self.holes_opened += len(result.opened)
         _, total_ns, _ = observe_latency(
@@ -295,16 +312,19 @@ class Flusher:
         self, what: str, count: int, write: Awaitable[Answer], backoff: Backoff
     ) -> Answer | None:
         """Await one write; on a passing failure wait for the next attempt and return None."""
+        asked_ns = self.stats.asked_ns[what] = clock.mono_ns()
         try:
             result = await write
         except TransientStoreError as error:
             self._report(what, count, error)
-            self.stats.failed(error)
+            self.stats.failed(error, asked_ns)
             if count:
                 self._again.add(what)
             # While draining the supervisor's time limit ends the attempts.
             await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
             return None
+        finally:
+            del self.stats.asked_ns[what]
         if self.stats.away_since_ns:
             away_s = (clock.mono_ns() - self.stats.away_since_ns) / 1e9
             log.info("database answers again", extra={"away_s": round(away_s, 1)})

@@ -139,6 +139,7 @@ class Observer:
         now_ns, wall_ns = clock.mono_ns(), clock.wall_ns()
         counted = parts.capture.counters()
         stats = parts.flush
+        away_since_ns = stats.away_since(now_ns)
         exchange_counts, exchange_sum_us = parts.capture.latency()
         connections = parts.feed.describe()
         server = parts.store.server
@@ -175,13 +176,14 @@ class Observer:
             ),
             database=DatabaseState(
                 embedded=parts.store.embedded,
-                reachable=not stats.away_since_ns and server is not None,
-                away_s=(now_ns - stats.away_since_ns) / 1e9 if stats.away_since_ns else None,
+                reachable=not away_since_ns and server is not None,
+                away_s=(now_ns - away_since_ns) / 1e9 if away_since_ns else None,
                 server_version=server.version if server else None,
                 edition=server.edition if server else None,
                 level=parts.store.level,
                 schema_version=parts.store.schema_version,
                 last_error=stats.last_error,
+                parked_age_s=(now_ns - stats.parked_ns) / 1e9 if stats.parked_ns else None,
             ),
             pool=PoolUse(idle=idle, used=used, limit=self._settings.db_pool_size),
             counters=Counters(

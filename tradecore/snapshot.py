@@ -101,6 +101,8 @@ class DatabaseState:
     """What the tables are: "plain", "apache" or "community"; the server may be able to do more."""
     schema_version: int | None
     last_error: str | None
+    parked_age_s: float | None
+    """Seconds since it last refused rows for good; None when it has refused none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

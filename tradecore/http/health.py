@@ -1,7 +1,8 @@
 """Judges a snapshot: what is wrong, how bad it is, and the JSON that the health routes answer.
 
-`assess` looks at what capture does now. What happened once (holes, parked rows, refused frames) is
-shown as numbers and left to alerts: a hole of last week must not make a good daemon look sick.
+`assess` looks at what capture does now. What happened once (holes, rows parked an hour ago, refused
+frames) is shown as numbers and left to alerts: a hole of last week must not make a good daemon look
+sick.
 """
 
 import math
@@ -11,10 +12,20 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
-from tradecore.snapshot import LIVE, ConnectionState, Lifecycle, RedisUse, Snapshot
+from tradecore.snapshot import (
+    LIVE,
+    ConnectionState,
+    DatabaseState,
+    Lifecycle,
+    RedisUse,
+    Snapshot,
+)
 
 DATABASE_AWAY_LIMIT_S = 30.0
 """How long the database may be away before the daemon is no longer ready."""
+
+PARKED_SHOWN_S = 300.0
+"""How long after rows were parked it is a reason: while more come, it stays one."""
 
 RETENTION_WAIT_LIMIT_S = 86_400.0
 """How long the horizon may wait for candles before somebody should know: disk fills meanwhile."""
@@ -75,11 +86,17 @@ def assess(snapshot: Snapshot) -> Health:
 def _database_reasons(snapshot: Snapshot) -> list[Reason]:
     database = snapshot.database
     if database.reachable:
-        return list(_lifecycle_reasons(snapshot.lifecycle))
+        return [*_parked_reasons(database), *_lifecycle_reasons(snapshot.lifecycle)]
     away_s = database.away_s or 0.0
     long = away_s > DATABASE_AWAY_LIMIT_S
     text = f"The database has been away for {away_s:.0f} s; trades wait in the ring."
     return [Reason("database_away", "database", long, text)]
+
+
+def _parked_reasons(database: DatabaseState) -> Iterator[Reason]:
+    if database.parked_age_s is not None and database.parked_age_s < PARKED_SHOWN_S:
+        text = "The database refuses rows for good; they are in dead_letters, each with its reason."
+        yield Reason("rows_parked", "database", False, text)
 
 
 def _lifecycle_reasons(lifecycle: Lifecycle) -> Iterator[Reason]:
