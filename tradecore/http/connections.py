@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 
-from aiohttp import web
+from aiohttp import payload, web
+from aiohttp.abc import AbstractStreamWriter
 
 from tradecore.http.access import PROBE_PATHS
 from tradecore.http.counts import HttpCounts
@@ -44,6 +45,8 @@ DOOR_LIMIT_S = 2.0
 RETRY_AFTER_S = 1
 UNSENT_MAX_BYTES = 8 << 20
 """So much of what clients do not read is kept for all of them together, beside 64 KiB for each."""
+PIECE_BYTES = 32 << 10
+"""A larger answer is sent in such pieces: whatever is unsent of one piece, all of it is kept."""
 UNSENT_IN_KERNEL_BYTES = 128 << 10
 """So much of it the kernel takes of each, beside what is under way: else it may be 4 MiB."""
 BACKLOG = 1024
@@ -73,6 +76,26 @@ _FULL, _FULL_API = (
     _raw_answer(HTTPStatus.SERVICE_UNAVAILABLE, path, Retry_After=str(RETRY_AFTER_S))
     for path in ("", API_PREFIX)
 )
+
+
+class Pieces(payload.Payload):
+    """A body of which no more is copied for a client than it takes, and a little."""
+
+    _value: bytes
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return it as text."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it, piece by piece."""
+        for begin in range(0, len(self._value), PIECE_BYTES):
+            await writer.write(self._value[begin : begin + PIECE_BYTES])
+            await writer.drain()
 
 
 class House:
@@ -352,6 +375,9 @@ class GuardedConnection(web.RequestHandler):
             if self.transport is not None:
                 self.transport.write(_raw_answer(HTTPStatus(resp.status)))
             return resp, True
+        body = resp.body if isinstance(resp, web.Response) else None
+        if isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            resp.body = Pieces(body)  # type: ignore[attr-defined]  # a web.Response, see above
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 return await super().finish_response(request, resp, start_time)
