@@ -153,7 +153,7 @@ async def test_what_is_not_read_is_bounded_for_all_together(monkeypatch):
 
         alone = await ask("127.0.0.2")
         crowd = [await ask("127.0.0.1") for _ in range(9)]
-        for one in server._runner.server.connections:
+        for one in (one for one in server._runner.server.connections if one.transport):
             taken = one.transport.get_extra_info("socket")
             kept = taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
             assert kept == connections.UNSENT_IN_KERNEL_BYTES
