@@ -20,6 +20,7 @@ from tradecore.store.pool import (
     open_pool,
     read_timescale,
 )
+from tradecore.store.rights import of_another_role
 
 
 async def failure(dsn: str) -> tuple[str, str]:
@@ -209,7 +210,10 @@ async def test_describe_a_server(migrated_database: str) -> None:
 async def test_describe_what_is_missing(guarded_server: str) -> None:
     owner = await connect(guarded_server)
     await owner.execute(
-        "CREATE TABLE tickers (a int); REVOKE TEMP ON DATABASE tradecore FROM public;"
+        "CREATE TABLE tickers (a int); CREATE TABLE candles_5m (a int);"
+        " CREATE TABLE raw_trades (a int) PARTITION BY RANGE (a);"
+        " CREATE TABLE raw_trades_1 PARTITION OF raw_trades FOR VALUES FROM (1) TO (2);"
+        " REVOKE TEMP ON DATABASE tradecore FROM public;"
         " ALTER ROLE bob SET default_transaction_read_only = on"
     )
     await owner.close()
@@ -218,11 +222,33 @@ async def test_describe_what_is_missing(guarded_server: str) -> None:
     await connection.close()
     assert "GRANT CREATE ON SCHEMA public TO bob" in problems
     assert "GRANT TEMP ON DATABASE tradecore TO bob" in problems
-    assert "ALTER TABLE tickers OWNER TO bob" in problems
+    for table in ("tickers", "candles_5m", "raw_trades", "raw_trades_1"):
+        assert f"ALTER TABLE {table} OWNER TO bob" in problems
     assert "default_transaction_read_only" in problems
     connection = await connect(f"{with_role(guarded_server, 'bob')}&search_path=nothing")
     assert "search_path" in "\n".join((await describe_server(connection)).problems)
     await connection.close()
     connection = await asyncpg.connect(replace_database(guarded_server, "latin"))
     assert "UTF8" in "\n".join((await describe_server(connection)).problems)
+    await connection.close()
+
+
+async def test_many_tables_of_another_role_are_given_over_at_once(guarded_server: str) -> None:
+    """As after a restore by a superuser: what is said, psql can run."""
+    owner = await connect(guarded_server)
+    await owner.execute(
+        "CREATE TABLE tickers (a int) PARTITION BY RANGE (a);"
+        + "".join(
+            f"CREATE TABLE tickers_{i} PARTITION OF tickers FOR VALUES FROM ({i}) TO ({i + 1});"
+            for i in range(9)
+        )
+    )
+    connection = await connect(with_role(guarded_server, "bob"))
+    (problem,) = await of_another_role(connection, "bob")
+    assert problem.startswith("10 tables belong to another role (tickers, ")
+    query = problem[problem.index("SELECT") :].removesuffix(" \\gexec")
+    for row in await owner.fetch(query):
+        await owner.execute(row[0])
+    assert await of_another_role(connection, "bob") == []
+    await owner.close()
     await connection.close()

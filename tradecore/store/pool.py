@@ -10,6 +10,7 @@ import asyncpg
 
 from tradecore.errors import StoreError
 from tradecore.store.dsn import Dsn, parse_dsn
+from tradecore.store.rights import of_another_role
 
 CONNECT_LIMIT_S = 10.0
 COMMAND_LIMIT_S = 60.0
@@ -307,18 +308,6 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
             f"doubled rows cannot be sorted out: GRANT TEMP ON DATABASE {database} TO {role}",
         ),
     )
-    strangers = await conn.fetch(
-        """
-        SELECT c.oid::regclass::text AS name FROM pg_class c
-        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace
-          AND c.relname IN ('raw_trades', 'tickers', 'klines', 'trade_symbols', 'trade_coverage',
-                            'trade_gaps', 'dead_letters', 'schema_migrations', 'trade_times',
-                            'nodes', 'leases', 'audit_state', 'trade_audits', 'store_state',
-                            'candle_windows', 'candles_1m')
-          AND NOT pg_has_role(c.relowner, 'USAGE')
-        ORDER BY 1
-        """
-    )
     return ServerInfo(
         edition=await probe_edition(conn, timescale),
         version=row["version"].split()[0],
@@ -331,11 +320,7 @@ async def describe_server(conn: asyncpg.Connection) -> ServerInfo:
         standby=row["standby"],
         problems=(
             *(problem for wrong, problem in checks if wrong),
-            *(
-                f"{stranger['name']} belongs to another role:"
-                f" ALTER TABLE {stranger['name']} OWNER TO {role}"
-                for stranger in strangers
-            ),
+            *await of_another_role(conn, role),
         ),
     )
 
