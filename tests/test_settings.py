@@ -142,6 +142,8 @@ def test_settings_file_wins_over_the_environment(tmp_path: Path) -> None:
         ("", "is empty"),
         ("LOG_LEVEL=loud", "LOG_LEVEL is 'loud'"),
         ("LOG_LEVLE=info", "did you mean LOG_LEVEL?"),
+        ("LOG_LEVEL=info\nLOG_LEVLE=info", "LOG_LEVLE in SETTINGS_FILE is no setting"),
+        ("RINGS=7", "RINGS in SETTINGS_FILE is no setting of tradecore: take it out"),
     ],
 )
 def test_settings_file_refused(tmp_path: Path, text: str, right: str) -> None:

@@ -270,11 +270,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     """
     read: dict[str, Any] = {}
     problems = []
+    given: dict[str, str] = {}
     try:
-        environ = sources.with_file(environ)
+        given = sources.from_file(environ)
     except ValueError as error:
         problems.append(str(error))
-    problems += _misspelt(environ)
+    environ = {**environ, **given}
+    problems += _misspelt(environ, given)
     for name, variable in VARIABLES.items():
         try:
             read[name] = _read(variable, environ)
@@ -289,7 +291,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 def http_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return only HTTP_HOST and HTTP_PORT, for the health probe; raise `SettingsError`."""
     try:
-        environ = sources.with_file(environ)
+        environ = {**environ, **sources.from_file(environ)}
         return (
             _read(VARIABLES["http_host"], environ),
             _read(VARIABLES["http_port"], environ),
@@ -326,10 +328,16 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
 
 
-def _misspelt(environ: Mapping[str, str]) -> Iterator[str]:
+def _misspelt(environ: Mapping[str, str], given: Mapping[str, str]) -> Iterator[str]:
+    """Name what is no setting: in SETTINGS_FILE, `given`, all of it; else what is like one."""
     known = {variable.name for variable in VARIABLES.values()}
     known |= {f"{variable.name}_FILE" for variable in VARIABLES.values() if variable.secret}
-    for name in sorted(environ.keys() - known - _FOREIGN):
+    for name in sorted(given.keys() - known):
+        meant = _meant(name, known)
+        yield f"{name} in SETTINGS_FILE is no setting of tradecore" + (
+            f": did you mean {meant}?" if meant else ": take it out"
+        )
+    for name in sorted(environ.keys() - given.keys() - known - _FOREIGN):
         meant = _meant(name, known)
         # With the right name set as well, the other one is most likely another program's; and
         # container platforms write the addresses of their services into names like ours.

@@ -9,11 +9,11 @@ from pathlib import Path
 _FILE_MAX_BYTES = 65536
 
 
-def with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Lay the lines of SETTINGS_FILE over the environment: NAME=value, as systemd reads them."""
+def from_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what SETTINGS_FILE gives, which wins: lines NAME=value, as systemd reads them."""
     path = plain_text("SETTINGS_FILE", environ)
     if not path or not path.isprintable():  # what is wrong with it is said where it is read
-        return environ
+        return {}
     given: dict[str, str] = {}
     for number, line in enumerate(_file_text("SETTINGS_FILE", Path(path)).splitlines(), 1):
         text = line.strip()
@@ -26,7 +26,7 @@ def with_file(environ: Mapping[str, str]) -> Mapping[str, str]:
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
         given[name] = value
-    return {**environ, **given}
+    return given
 
 
 def plain_text(name: str, environ: Mapping[str, str]) -> str:
