@@ -86,6 +86,7 @@ def settings(venue: Venue, tmp_path: Path) -> Settings:
             "SUPPORTED_SYMBOLS": "BTCUSDT,ETHUSDT",
             "DATA_DIR": str(tmp_path / "data"),
             "RING_CAPACITY": "1Ki",
+            "HTTP_PORT": "0",
         }
     )
 
@@ -132,6 +133,20 @@ async def test_who_may_ask_the_side_server(settings: Settings) -> None:
         assert [(one.grade, words in one.text) for one in about(found, "http")] == (
             [("warn", True)] if words else []
         )
+
+
+async def test_a_port_that_another_program_has(settings: Settings, venue: Venue) -> None:
+    assert venue.server.port is not None
+    taken = replace(settings, http_port=venue.server.port)
+    (found,) = about(await findings(taken), "http")
+    assert (found.grade, found.exit_code) == ("fail", errors.EXIT_USAGE)
+    assert f"HTTP_PORT {venue.server.port} on 127.0.0.1 is taken" in found.text
+    folder = DataDir(settings.data_dir)
+    try:
+        (found,) = about(await findings(taken), "http")
+    finally:
+        folder.close()
+    assert (found.grade, found.exit_code) == ("warn", 0)
 
 
 @needs_redis

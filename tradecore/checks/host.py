@@ -1,13 +1,15 @@
 """What a capture needs of this host: the side server's address, the folder, its room, the ring."""
 
+import errno
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from tradecore.checks.finding import Finding
-from tradecore.errors import EXIT_DATA_DIR
+from tradecore.errors import EXIT_DATA_DIR, EXIT_USAGE
 from tradecore.settings import Settings
 
 _SPARE_BYTES = 5 << 30
@@ -15,8 +17,10 @@ _SPARE_BYTES = 5 << 30
 
 
 def check_host(settings: Settings) -> Iterator[Finding]:
-    """Yield what there is to say; touches nothing."""
+    """Yield what there is to say; changes nothing."""
     if (finding := _side_server(settings)) is not None:
+        yield finding
+    if (finding := _port(settings)) is not None:
         yield finding
     yield from _folder(settings)
     yield _ring(settings)
@@ -27,6 +31,28 @@ def _side_server(settings: Settings) -> Finding | None:
 
     advice = Policy.of(settings).advice(settings.http_host)
     return Finding("warn", "http", advice) if advice else None
+
+
+def _port(settings: Settings) -> Finding | None:
+    """Tell who has HTTP_PORT; what else is wrong with the address is told by `run`."""
+    host, port = settings.http_host, settings.http_port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)  # of two with SO_REUSEADDR only the second to listen is refused
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return None
+        text = f"HTTP_PORT {port} on {host} is taken"
+        if holder := _holder(settings.data_dir.absolute()):
+            return Finding("warn", "http", f"{text}, by the running tradecore (process {holder})?")
+        mend = "stop the program that has it, or set HTTP_PORT to a free port"
+        return Finding("fail", "http", text, mend, EXIT_USAGE)
+    return None
 
 
 def _folder(settings: Settings) -> Iterator[Finding]:
