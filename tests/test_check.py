@@ -1,6 +1,9 @@
 """`tradecore check` against a venue, a database and folders that are right or wrong."""
 
+import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -371,3 +374,24 @@ async def test_a_venue_without_streams(settings: Settings) -> None:
     found = about(await findings(wrong), "venue")
     assert [finding.grade for finding in found] == ["ok", "fail"]
     assert found[1].exit_code == errors.EXIT_VENUE
+
+
+async def test_a_reader_that_goes_hears_no_more(
+    settings: Settings, venue: Venue, migrated_database: str
+) -> None:
+    """As `tradecore check | head -4`: while the database is open."""
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m tradecore check | head -4",
+        env={
+            **os.environ,
+            "DATABASE_URL": migrated_database,
+            "DATA_DIR": str(settings.data_dir),
+            "HTTP_PORT": "0",
+            "BINANCE_REST_URL": f"http://{venue.address}",
+            "BINANCE_WEBSOCKET_URL": f"ws://{venue.address}/ws",
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors_ = await asyncio.wait_for(process.communicate(), 60)
+    assert (len(output.splitlines()), errors_) == (4, b"")

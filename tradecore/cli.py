@@ -11,7 +11,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from tradecore import __version__, errors, journal, log
+from tradecore import __version__, errors, journal, log, output
 from tradecore.errors import SettingsError, TradecoreError
 from tradecore.settings import Settings, describe, load
 
@@ -72,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read our output has gone; give the interpreter nothing left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.forsake()
         return 128 + signal.SIGPIPE
     except Exception:  # noqa: BLE001 - the last place that can tell
         sentence = f"this is a bug in tradecore, please report it:\n{traceback.format_exc()}"
