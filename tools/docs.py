@@ -36,7 +36,8 @@ machine, and a start that finds something wrong lists all of it and what would b
 value counts as unset. A name that looks like a misspelt one of these is an error.
 
 `SETTINGS_FILE` names a file of lines `NAME=value`, as systemd reads them, which win over the
-environment. SIGHUP reads it again: a running daemon follows {changeable};
+environment; any other name in it is an error. SIGHUP reads it again: a running daemon follows
+{changeable};
 for everything else it says in the log that a restart is needed.
 
 Secrets are {secrets}. Each is given as `NAME`, as `NAME_FILE` with the
