@@ -232,6 +232,30 @@ async def test_a_long_run_of_missing_klines_is_asked_for_page_by_page(
         assert spans[0][0] == spans[1][1] and spans[1][0] == spans[2][1]
 
 
+async def test_what_was_proven_is_known_from_the_start_on(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = MadeUp(db, 3)
+    items = market(4, symbols=3)
+    await made_up.store(items)
+    await made_up.tell(candles(items, 3, symbols=3))
+    monkeypatch.setattr(clock, "wall_ns", lambda: made_up.now_us * 1000)
+    monkeypatch.setattr(auditor_module, "INTERVAL_S", 3600.0)
+
+    async def fetch(*_: object) -> Any:
+        return np.zeros(0, KLINE_DTYPE)
+
+    before, after = auditor(db, fetch), auditor(db, fetch)
+    await before.step()
+    assert set(before.stats.proven_us) == set(MADE_UP)
+    running = asyncio.create_task(after.run())
+    async with asyncio.timeout(10):
+        while after.stats.proven_us != before.stats.proven_us:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert after.stats.matched == 0, "no look of its own"
+
+
 async def test_altered_rows_and_missing_klines_of_the_past_are_seen_at_the_start(
     tmp_path: Path, migrated_database: str
 ) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ from tradecore.errors import TransientStoreError, VenueError
 from tradecore.log import once_per
 from tradecore.rest.budget import RestError
 from tradecore.schema import KLINE_DTYPE
-from tradecore.store.audit import MINUTE_US, AuditReport, audit, put_klines
+from tradecore.store.audit import MINUTE_US, AuditReport, audit, put_klines, read_proven
 from tradecore.store.store import Store
 from tradecore.store.verdict import REASONS
 
@@ -107,6 +108,8 @@ class Auditor:
                 tasks.create_task(self._keep_asking())
 
     async def _keep_checking(self) -> None:
+        with suppress(TransientStoreError):  # not open yet: the first check tells it
+            self.stats.proven_us |= await read_proven(self._store.pool, self._symbols())
         pause_s, failed = INTERVAL_S, 0
         while True:
             await asyncio.sleep(pause_s)

@@ -109,6 +109,18 @@ async def audit(
         raise as_transient(exc, "audit stored trades") from exc
 
 
+async def read_proven(pool: asyncpg.Pool, symbols: Collection[str]) -> dict[str, int]:
+    """Return up to which time, in us, each symbol was proven when it was last looked at.
+
+    Raises TransientStoreError when the database is away.
+    """
+    try:
+        async with asyncio.timeout(_ROUND_LIMIT_S), transaction(pool, _ROUND_LIMIT_S) as conn:
+            return _proven_us(await conn.fetch(sql.STATE, sorted(set(symbols)), _EPOCH))
+    except TROUBLE as exc:
+        raise as_transient(exc, "read what is proven") from exc
+
+
 async def _find_work(
     pool: asyncpg.Pool, names: list[str], end_us: int, max_minutes: int
 ) -> tuple[list[tuple[int, set[str], set[str]]], bool]:
@@ -384,13 +396,17 @@ async def _report(
         mismatches=tuple(tally.mismatches),
         reopened=tuple(tally.reopened),
         tails=tuple(sorted(tails.items())),
-        proven_us={row["symbol"]: row["proven_us"] for row in state if row["proven_us"]},
+        proven_us=_proven_us(state),
         unproven=counts["unproven"],
         mismatching=counts["mismatching"],
         klines_missing=tuple((row[0], row[1], row[2]) for row in missing),
         late=sum(row["late"] for row in state),
         more=more,
     )
+
+
+def _proven_us(state: list[asyncpg.Record]) -> dict[str, int]:
+    return {row["symbol"]: row["proven_us"] for row in state if row["proven_us"]}
 
 
 def _at(us: int) -> datetime:
