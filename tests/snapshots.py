@@ -60,7 +60,9 @@ HEALTHY = Snapshot(
         ),
         SymbolState("ETHUSDT", 0, None, None),
     ),
-    ring=RingUse(rows=256, capacity=1024, above_high_water=False, oldest_age_s=0.125),
+    ring=RingUse(
+        rows=256, capacity=1024, above_high_water=False, oldest_age_s=0.125, disk_free_bytes=1 << 30
+    ),
     database=DatabaseState(
         embedded=True,
         reachable=True,

@@ -31,6 +31,7 @@ def connection(state: str, streams: int) -> ConnectionState:
         ({"holes__open": 99, "counters__trades_parked": 5}, "ok", []),
         ({"database__parked_age_s": 299.0}, "degraded", ["rows_parked"]),
         ({"database__parked_age_s": 301.0}, "ok", []),
+        ({"ring__disk_free_bytes": 1 << 19}, "degraded", ["disk_full"]),
         ({"symbols": (STALE,)}, "degraded", ["symbols_stale"]),
         ({"counters__trades_far_below": 1}, "degraded", ["ids_far_below"]),
         ({**STANDBY, "shards__held": 0}, "ok", []),

@@ -1,10 +1,12 @@
 """Reads the running daemon: rates and holes kept fresh, and the snapshot that others look at."""
 
 import asyncio
+import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tradecore import __version__, clock, log
@@ -173,6 +175,7 @@ class Observer:
                 capacity=parts.ring.capacity,
                 above_high_water=parts.capture.above_high_water,
                 oldest_age_s=max(0.0, _age_s(wall_ns, oldest_ns) or 0.0),
+                disk_free_bytes=_free_bytes(self._settings.data_dir),
             ),
             database=DatabaseState(
                 embedded=parts.store.embedded,
@@ -353,3 +356,12 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def _age_s(now_ns: int, then_ns: int) -> float | None:
     return (now_ns - then_ns) / 1e9 if then_ns else None
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the room on the disk of a folder, 0 when it is there no more."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize

@@ -114,6 +114,8 @@ class RingUse:
     above_high_water: bool
     oldest_age_s: float
     """How long the oldest of them has waited: the lag of the tables. 0.0 when the ring is empty."""
+    disk_free_bytes: int
+    """Room for other files of DATA_DIR; the ring has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -30,6 +30,9 @@ PARKED_SHOWN_S = 300.0
 RETENTION_WAIT_LIMIT_S = 86_400.0
 """How long the horizon may wait for candles before somebody should know: disk fills meanwhile."""
 
+DISK_LOW_BYTES = 1 << 20
+"""Room that DATA_DIR should have for its small files."""
+
 REDIS_AWAY_LIMIT_S = 5.0
 """How long a start or a restart of Redis may take before it is told."""
 
@@ -142,10 +145,14 @@ def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
 
 def _ring_reasons(snapshot: Snapshot) -> list[Reason]:
     ring = snapshot.ring
-    if not ring.above_high_water:
-        return []
-    text = f"{ring.rows} of {ring.capacity} ring slots are taken; sockets are paused."
-    return [Reason("ring_above_high_water", "ring", True, text)]
+    reasons = []
+    if ring.above_high_water:
+        text = f"{ring.rows} of {ring.capacity} ring slots are taken; sockets are paused."
+        reasons.append(Reason("ring_above_high_water", "ring", True, text))
+    if ring.disk_free_bytes < DISK_LOW_BYTES:
+        text = "The disk of DATA_DIR is full: bans are not remembered over a restart. Make room."
+        reasons.append(Reason("disk_full", "ring", False, text))
+    return reasons
 
 
 def _redis_reasons(redis: RedisUse | None) -> list[Reason]:
