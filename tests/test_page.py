@@ -19,7 +19,7 @@ from tests.test_nothing_lost import until_captured, venue
 from tradecore.http import security
 from tradecore.http.health import assess, overall_json
 from tradecore.http.page import FOLDER, POLICY
-from tradecore.snapshot import Holes, SymbolState
+from tradecore.snapshot import Holes, Shards, SymbolState
 from tradecore.store.embedded import EmbeddedPostgres
 
 PAIR = ("BTCUSDT", "ETHUSDT")
@@ -123,6 +123,14 @@ VERDICTS = [
     ({**WHOLE, "ring__above_high_water": True}, "bad", "ring_above_high_water", "nearly full"),
     ({**WHOLE, "ring__oldest_age_s": 60.0}, "warn", "behind", "Behind"),
     ({**WHOLE, "streams_wanted": 9}, "warn", "streams_missing", "streams are missing"),
+    ({**WHOLE, "database__parked_age_s": 9.0}, "warn", "rows_parked", "refuses rows"),
+    ({**WHOLE, "ring__disk_free_bytes": 0}, "warn", "disk_full", "is full"),
+    (
+        {**WHOLE, **DEAD, "shards": Shards(held=0, total=4, settled=False), "streams_wanted": 0},
+        "bad",
+        "share_unknown",
+        "which symbols are ours",
+    ),
     ({**WHOLE, "lifecycle__trouble": {"drop": "why"}}, "warn", "degraded", "Degraded"),
     ({**WHOLE, "audit__mismatches": {"volume": 2}}, "warn", "mismatched", "differ"),
     ({**WHOLE, "symbols": HEALTHY.symbols[1:]}, "good", "captured", "nothing is missing"),

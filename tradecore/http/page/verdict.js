@@ -10,12 +10,15 @@ const NOT_READY = {
   database_away: "Not ready: the database is away",
   no_live_stream: "Not ready: no live stream",
   ring_above_high_water: "Not ready: the ring is nearly full",
+  share_unknown: "Not ready: which symbols are ours is not known",
 };
 const DEGRADED = {
   database_away: "Database away, trades wait in the ring",
   connection_not_live: "Degraded: a connection is not live",
   streams_missing: "Degraded: streams are missing",
   symbols_stale: "Degraded: trades do not come",
+  rows_parked: "Degraded: the database refuses rows",
+  disk_full: "Degraded: the disk of DATA_DIR is full",
 };
 
 /** Tones: good, busy (it mends itself), warn, bad, wait (nothing is known yet). */
