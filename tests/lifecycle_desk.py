@@ -2,8 +2,9 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -11,9 +12,16 @@ import numpy as np
 from store_desk import EPOCH, Database, at
 
 from tradecore._symbols import SymbolTable
+from tradecore.lifecycle import Lifecycle
 from tradecore.schema import TRADE_DTYPE
 from tradecore.settings import Settings
+from tradecore.store import horizon, trim
+from tradecore.store.chunks import chunks, read_server
+from tradecore.store.migrate import detect_level
+from tradecore.store.partitions import Partitions
+from tradecore.store.store import Store
 from tradecore.store.verify import verify
+from tradecore.values import Secret
 
 DAY = timedelta(days=1)
 HOUR_US = 3_600_000_000
@@ -170,3 +178,48 @@ async def check(db: Database, want: Left, horizon: datetime) -> None:
     report = await verify(db.conn)
     assert report.differences == []
     assert report.rows == report.expected_rows == len(want.rows)
+
+
+async def give_up(db: Database, to: Any) -> int:
+    """Move the horizon step by step to `to`; return the number of steps."""
+    steps = 0
+    while True:
+        state = await horizon.read_state(db.conn)
+        step = await horizon.next_horizon(db.conn, state, to)
+        if step is None:
+            return steps
+        assert await horizon.raise_horizon(db.conn, step)
+        found = await trim.survey(db.conn, state, step)
+        await trim.trim(db.conn, state, step, found)
+        await trim.trim_audits(db.conn, step)
+        steps += 1
+
+
+@asynccontextmanager
+async def opened(dsn: str, **changed: Any) -> AsyncIterator[Lifecycle]:
+    """The lifecycle of a daemon with an open store."""
+    settings = Settings(database_url=Secret(dsn), db_pool_size=3, **changed)
+    store = Store(settings, SymbolTable())
+    await store.open()
+    try:
+        yield Lifecycle(store, settings)
+    finally:
+        await store.close()
+
+
+async def days_of(db: Database, table: str) -> list[date]:
+    """The days that have a partition or chunk, by the rows that can be in them."""
+    level = await detect_level(db.conn)
+    server = await read_server(db.conn, level)
+    return [one.begin.date() for one in await chunks(db.conn, server) if one.table == table]
+
+
+async def put_tickers(db: Database, days: int) -> None:
+    await Partitions().ensure(db.conn, "tickers", [(START + n * DAY).date() for n in range(days)])
+    for n in range(days):
+        await db.conn.execute(
+            "INSERT INTO tickers (timestamp, symbol, event_time) SELECT t, 'BTCUSDT', t"
+            " FROM generate_series($1::timestamptz, $2::timestamptz, '1 minute') AS t",
+            START + n * DAY,
+            START + (n + 1) * DAY - timedelta(minutes=1),
+        )
