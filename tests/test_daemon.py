@@ -325,6 +325,7 @@ async def test_the_embedded_database_is_kept_between_runs(tmp_path: Path, short_
         await one.until_stored(2000)
         assert await one.terminate() == 0
         assert one.log.index("database is open") < one.log.index("capturing"), "at the very first"
+        assert "trades were captured here before" not in one.log, "it is a first start"
         await one.start()
         health = await one.until(lambda health: health["database"]["reachable"])
         assert health["database"]["embedded"]

@@ -37,6 +37,9 @@ SYMBOL_COUNT_AT = 40
 SEQUENCE_END = 1 << 62
 """No ring ever counts so far."""
 
+FIRST_SEQ = 1
+"""Sequence of the first row of all."""
+
 SYMBOLS_AT = 4096
 SYMBOL_SLOTS = 4096
 SYMBOL_SLOT = struct.Struct(f"<H{SYMBOL_MAX_BYTES}s6x")
@@ -85,6 +88,11 @@ class Ring(RingBuffer):
             )
         else:
             self._set_symbol_count(0)
+
+    @property
+    def was_used(self) -> bool:
+        """Whether a trade was ever in it."""
+        return self.published_seq > FIRST_SEQ
 
     def intern(self, symbol: str) -> int:
         """Return the id of `symbol`, writing it into the file's table if it is new.
@@ -142,7 +150,7 @@ class Ring(RingBuffer):
         struct.pack_into("<q", self._mapped, SYMBOL_COUNT_AT, count)
 
 
-def _create(path: Path, capacity: int, next_seq: int = 1) -> None:
+def _create(path: Path, capacity: int, next_seq: int = FIRST_SEQ) -> None:
     """Make an empty ring file beside `path` and move it there."""
     size = ROWS_AT + capacity * TRADE_DTYPE.itemsize
     log.info("allocating the ring", extra={"path": str(path), "mib": size >> 20})

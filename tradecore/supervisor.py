@@ -58,7 +58,7 @@ class Supervisor:
             folder = DataDir(self._settings.data_dir)
             stack.callback(folder.close)
             self._parts = parts = Wiring(self._settings, folder, stack)
-            if parts.store.is_new and parts.ring.published_seq:
+            if parts.store.is_new and parts.ring.was_used:
                 log.warning(
                     "a new database is made in DATA_DIR, although trades were captured here before;"
                     " if they are in another one, stop and set DATABASE_URL again (systemd: the"
