@@ -240,7 +240,7 @@ class Settings:
         "REDIS_TRADES",
         "off",
         "entries of the stream of all trades there, a tenth of a second each, or off",
-        values.whole_or_off(1, 1_000_000),
+        values.whole(1, 1_000_000, off=0),
     )
     """0 = no such stream."""
     log_level: str = _env(

@@ -48,26 +48,16 @@ class Secret:
         return hash(self._value)
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Accept a whole number from `low` to `high`."""
+def whole(low: int, high: int, off: int | None = None) -> Callable[[str], int]:
+    """Accept a whole number from `low` to `high`, or, where `off` is given, the word off as it."""
+    or_off = "" if off is None else ", or off"
 
     def parse(text: str) -> int:
+        if off is not None and text.lower() == "off":
+            return off
         if re.fullmatch(r"[0-9]{1,18}", text) and low <= int(text) <= high:
             return int(text)
-        raise ValueError(f"give a whole number from {low} to {high}")
-
-    return parse
-
-
-def whole_or_off(low: int, high: int) -> Callable[[str], int]:
-    """Accept a whole number from `low` to `high`, or the word off as 0."""
-
-    def parse(text: str) -> int:
-        if text.lower() == "off":
-            return 0
-        if re.fullmatch(r"[0-9]{1,18}", text) and low <= int(text) <= high:
-            return int(text)
-        raise ValueError(f"give a whole number from {low} to {high}, or off")
+        raise ValueError(f"give a whole number from {low} to {high}{or_off}")
 
     return parse
 
