@@ -1,6 +1,6 @@
 """The whole daemon at one moment: what metrics, health and the terminal line read.
 
-The supervisor builds a `Snapshot` on demand from plain C and Python integers; nothing here runs
+The observer builds a `Snapshot` on demand from plain C and Python integers; nothing here runs
 in the per-trade path. Fields carry their unit in the name; ages are by the monotonic clock.
 """
 
