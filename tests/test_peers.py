@@ -46,12 +46,11 @@ def test_bucket_memory_is_bounded():
     assert len(limiter._buckets) == 100
 
 
-def test_a_look_takes_nothing():
+def test_a_refusal_takes_nothing_and_tells_the_wait():
     now_ns = 0
     limiter = RateLimiter(per_s=2.0, burst=1, now_ns=lambda: now_ns)
-    assert [limiter.wait_s("a") for _ in range(3)] == [0.0] * 3
-    limiter.take("a")
-    assert limiter.wait_s("a") == 0.5
+    assert limiter.take("a") == 0.0
+    assert [limiter.take("a") for _ in range(3)] == [0.5] * 3
     now_ns = 400_000_000
-    assert limiter.wait_s("a") == pytest.approx(0.1)
-    assert limiter.wait_s("b") == 0.0
+    assert limiter.take("a") == pytest.approx(0.1)
+    assert limiter.take("b") == 0.0

@@ -47,20 +47,11 @@ class RateLimiter:
 
     def take(self, peer: str) -> float:
         """Take one token; return 0.0 when there was one, else the seconds until the next."""
-        tokens, now_ns = self._filled(peer)
+        now_ns = self._now_ns()
+        tokens, then_ns = self._buckets.pop(peer, (self._burst, now_ns))
+        tokens = min(self._burst, tokens + (now_ns - then_ns) * 1e-9 * self._per_s)
         allowed = tokens >= 1.0
         self._buckets[peer] = (tokens - allowed, now_ns)
-        self._buckets.move_to_end(peer)
         if len(self._buckets) > self._peers_max:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1.0 - tokens) / self._per_s
-
-    def wait_s(self, peer: str) -> float:
-        """Return what `take` would, and take nothing."""
-        tokens, _ = self._filled(peer)
-        return max(0.0, (1.0 - tokens) / self._per_s)
-
-    def _filled(self, peer: str) -> tuple[float, int]:
-        now_ns = self._now_ns()
-        tokens, then_ns = self._buckets.get(peer, (self._burst, now_ns))
-        return min(self._burst, tokens + (now_ns - then_ns) * 1e-9 * self._per_s), now_ns
