@@ -240,7 +240,10 @@ async def test_what_is_old_or_of_the_far_future_is_swept_out(
     await redis.cli("HSET", "tradecore:last", "btcusdt@trade", "nothing of ours")
     desk.feed(1)
     async with desk.running():
-        await redis.until_last(lambda found: [*found] == ["btcusdt@trade"])
+        async with asyncio.timeout(WAIT_LIMIT_S):
+            while await redis.cli("HKEYS", "tradecore:last") != "btcusdt@trade":
+                await asyncio.sleep(0.02)
+        assert (await redis.last())["btcusdt@trade"]["t"] == 1
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
