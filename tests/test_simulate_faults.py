@@ -291,15 +291,21 @@ async def test_refused_connects_and_the_limit_of_attempts() -> None:
         assert statuses == [503, 503, 101, 429]
 
 
-async def test_prerendered_trades_are_the_same_trades() -> None:
+@pytest.mark.parametrize("rendered_micro", [False, True])
+@pytest.mark.parametrize("unit", ["MILLISECOND", "MICROSECOND"])
+async def test_prerendered_trades_are_the_same_trades(unit: str, rendered_micro: bool) -> None:
     options: dict[str, Any] = {**SATURATED, "symbols": "BTCUSDT,ETHUSDT", "prerender": 2_000}
+    if rendered_micro:
+        options["prerender_micro"] = True
+    path = f"/stream?streams=btcusdt@trade/ethusdt@trade&timeUnit={unit}"
     async with simulated_exchange(**options) as exchange:
         seen: dict[str, list[int]] = {"BTCUSDT": [], "ETHUSDT": []}
-        async with raw_socket(exchange, "/stream?streams=btcusdt@trade/ethusdt@trade") as raw:
+        async with raw_socket(exchange, path) as raw:
             for _ in range(COUNT):
                 event = json.loads((await raw.frame()).payload)["data"]
                 truth = exchange.truth.trade(event["s"], event["t"])
-                assert event["T"] == truth.trade_us // 1000 <= event["E"]
+                wanted = truth.trade_us // (1 if unit == "MICROSECOND" else 1000)
+                assert event["T"] == wanted <= event["E"]
                 seen[event["s"]].append(event["t"])
         assert all(ids == list(range(1_000, 1_000 + len(ids))) for ids in seen.values())
         assert (await exchange.state())["trades"] == COUNT

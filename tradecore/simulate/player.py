@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 
 class _Ready(NamedTuple):
     due: Due
+    variant: Variant
     chunk: Chunk
 
 
@@ -78,7 +79,7 @@ class Player:
             at_us += self._step_us
             if due := scratch.advance(at_us):
                 chunk = render_chunk(market, self.tape.faults, due, variant, at_us)
-                self._ready[at_us] = _Ready(due, chunk)
+                self._ready[at_us] = _Ready(due, variant, chunk)
 
     def market_changed(self) -> None:
         """Take in a change of the market's pauses; what was rendered before is thrown away."""
@@ -156,7 +157,7 @@ class Player:
                 members = [member for member in members if member not in edited]
             if not members:
                 continue
-            if ready and variant == (self._listed, True, False):
+            if ready and variant == ready.variant:
                 chunk = ready.chunk
             else:
                 chunk = render_chunk(self.tape.market, self.tape.faults, due, variant, end_us)
