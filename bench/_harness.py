@@ -158,9 +158,15 @@ def fingerprint() -> dict[str, str]:
 def print_table(figures: Sequence[Figure], machine: dict[str, str]) -> None:
     """Print all figures as one table."""
     head = ("bench", "subject", "median", "min .. max", "unit", "ratio", "target", "")
-    rows = [head, *(_cells(f) for f in figures)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    right = {2, 3, 5}
+    print_rows([head, *(_cells(f) for f in figures)], right={2, 3, 5})
+    if baselines := _baselines(figures):
+        print("\nratio: times better than " + "; ".join(baselines))
+    print_machine(machine)
+
+
+def print_rows(rows: Sequence[Sequence[str]], right: set[int]) -> None:
+    """Print rows of texts, the head first; columns `right` are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
         cells = [
             cell.rjust(width) if i in right else cell.ljust(width)
@@ -169,8 +175,10 @@ def print_table(figures: Sequence[Figure], machine: dict[str, str]) -> None:
         print("  ".join(cells).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
-    if baselines := _baselines(figures):
-        print("\nratio: times better than " + "; ".join(baselines))
+
+
+def print_machine(machine: dict[str, str]) -> None:
+    """Print what the figures depend on."""
     print("machine: " + ", ".join(f"{key} {value}" for key, value in machine.items()))
 
 
@@ -206,11 +214,16 @@ def report(figures: Sequence[Figure], json_path: Path | None) -> int:
     machine = fingerprint()
     figures = with_ratios(figures)
     print_table(figures, machine)
+    append_json(figures, json_path, machine)
+    return int(any(f.met is False for f in figures))
+
+
+def append_json(figures: Sequence[Figure], json_path: Path | None, machine: dict[str, str]) -> None:
+    """Append the figures to a file as JSON lines, if one is given."""
     if json_path is not None:
         with json_path.open("a") as out:
             for f in figures:
                 out.write(json.dumps({**asdict(f), "met": f.met, "machine": machine}) + "\n")
-    return int(any(f.met is False for f in figures))
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
