@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from _harness import HERE
 
 DAEMON = ("-m", "tradecore", "run")
 START_LIMIT_S = 120.0
@@ -53,10 +54,17 @@ class Running:
             return await response.text()
 
 
+SIMULATOR = ("-m", "tradecore.simulate")
+GENERATOR = (str(HERE / "_generator.py"),)
+"""An exchange for heavy load, with the same options."""
+
+
 @asynccontextmanager
-async def exchange(*options: str) -> AsyncIterator[tuple[Running, str]]:
+async def exchange(
+    *options: str, program: Sequence[str] = SIMULATOR
+) -> AsyncIterator[tuple[Running, str]]:
     """Yield the simulated exchange, ready, and its WebSocket URL."""
-    command = (sys.executable, "-m", "tradecore.simulate", *options)
+    command = (sys.executable, *program, *options)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         assert process.stdout is not None
