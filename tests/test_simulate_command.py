@@ -32,12 +32,16 @@ def test_defaults_and_values() -> None:
         "--replay=x.jsonl",
         "--count=10",
         "--no-pong-check",
+        "--pause=*=1-2.5",
+        "--pause=A=0-1",
+        "--pause=A=3-4",
     )
     assert options.symbol_list == ("A", "B")
     assert options.first_ids == {"*": 7, "BTCUSDT": 5_000_000_000}
     assert options.faults == Faults(drop_every=3)
     assert (options.replay, options.count) == (Path("x.jsonl"), 10)
     assert options.no_pong_check
+    assert options.pauses == {"*": ((1.0, 2.5),), "A": ((0.0, 1.0), (3.0, 4.0))}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,12 @@ def test_defaults_and_values() -> None:
         "--port=-1",
         "--rate=nan",
         "--rate=inf",
+        "--step=0",
+        "--step=2",
+        "--pause=A",
+        "--pause=A=2-1",
+        "--pause=1-2",
+        "--pause=A=1-inf",
     ],
 )
 def test_wrong_values_are_named(argument: str) -> None:
@@ -103,6 +113,22 @@ async def test_a_prerendered_paced_market_sends_the_same_trades() -> None:
             assert event["T"] == truth.trade_us // 1000
             assert event["t"] == ids.get(event["s"], event["t"] - 1) + 1
             ids[event["s"]] = event["t"]
+
+
+async def test_pauses_hold_from_the_start_and_lateness_is_told() -> None:
+    options = {"symbols": "AAAUSDT", "rate": 1_000, "step": 0.001, "pause": "AAAUSDT=0.5-0.8"}
+    async with (
+        simulated_exchange(**options, prerender=2_000) as exchange,
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{exchange.ws}/stream?streams=aaausdt@trade") as socket,
+    ):
+        begin_ms = exchange.truth.epoch_us // 1000
+        pause_ms = range(begin_ms + 501, begin_ms + 800)
+        while (event := json.loads(await socket.receive_str(timeout=30))["data"])["T"] < (
+            pause_ms.stop
+        ):
+            assert event["T"] not in pause_ms
+        assert sum((await exchange.state())["late_ms"].values()) > 500
 
 
 async def test_sigterm_ends_it_with_exit_code_0() -> None:

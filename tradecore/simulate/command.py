@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -45,9 +46,7 @@ class Exchange:
                 self.hub, self.source, options.replay_speed, self._report_done
             )
         else:
-            self.source = Tape(self._market(), options.faults, options.count)
-            self.player = Player(self.hub, self.source, options.rate > 0, self._report_done)
-            self.player.prerender(options.prerender, options.prerender_micro)
+            self.source, self.player = self._make_market()
         self.app = web.Application()
         self.gate = Gate(self.hub, options)
         self.streams = StreamServer(self.hub, options)
@@ -60,6 +59,13 @@ class Exchange:
         ):
             part.add_routes(self.app.router)
         self.app.router.add_get("/sim/state", self._state)
+
+    def _make_market(self) -> tuple[Tape, Player]:
+        options = self.options
+        tape = Tape(self._market(), options.faults, options.count)
+        player = Player(self.hub, tape, options.rate > 0, self._report_done, options.step)
+        player.prerender(options.prerender, options.prerender_micro)
+        return tape, player
 
     def description(self) -> dict[str, Any]:
         """Return what a checker needs: `epoch_us`, and `market`, the arguments of `Market`."""
@@ -74,6 +80,10 @@ class Exchange:
         if options.prerender and options.rate and options.epoch is None:
             start_us += options.prerender * _RENDER_US  # no trade is due before all are rendered
         rate = options.rate or options.virtual_rate
+        pauses = {
+            symbol: [[start_us + round(second * 1e6) for second in span] for span in spans]
+            for symbol, spans in options.pauses.items()
+        }
         return Market(
             options.seed,
             options.symbol_list,
@@ -82,6 +92,7 @@ class Exchange:
             options.first_ids,
             options.absent,
             options.absent_every,
+            pauses,
         )
 
     def _report_done(self) -> None:
@@ -109,17 +120,20 @@ class Exchange:
                 "rest_while_limited": self.gate.limit.early[429],
                 "symbols": symbols,
                 "counts": dict(self.hub.counts),
+                "late_ms": dict(self.player.late_ms),
             }
         )
 
 
-async def run(args: argparse.Namespace) -> int:
+async def run(
+    args: argparse.Namespace, make_exchange: Callable[[Options], Exchange] = Exchange
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
     Prints one JSON line when ready. UsageError for wrong options or a port that is taken.
     """
     options = options_from(args)
-    exchange = Exchange(options)
+    exchange = make_exchange(options)
     runner = web.AppRunner(
         exchange.app,
         access_log=None,

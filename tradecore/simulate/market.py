@@ -47,8 +47,8 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Trades of one block that the venue has, as it prints them."""
+class Part:
+    """Trades of one block that the venue has: ids, times in us, price in ticks, size in steps."""
 
     ids: _Ints
     times: _Ints
@@ -190,14 +190,14 @@ class Market:
         """Return how many of the ids `first_id` .. `end_id - 1` exist."""
         if not self.absences.every and symbol not in self.absences.ranges:
             return max(0, end_id - first_id)
-        return sum(len(part.ids) for part in self._parts(symbol, first_id, end_id))
+        return sum(len(part.ids) for part in self.parts(symbol, first_id, end_id))
 
     def trades(self, symbol: str, first_id: int, end_id: int) -> list[Trade]:
         """Return the trades `first_id` .. `end_id - 1` that the venue has."""
         line = self._line(symbol)
         return [
             Trade(symbol, trade_id, ticks * line.tick_e8, steps * line.step_e8, trade_us, maker)
-            for part in self._parts(symbol, first_id, end_id)
+            for part in self.parts(symbol, first_id, end_id)
             for trade_id, trade_us, ticks, steps, maker in zip(
                 part.ids.tolist(),
                 part.times.tolist(),
@@ -212,7 +212,7 @@ class Market:
         """Return the trades `first_id` .. `end_id - 1` that the venue has, for printing."""
         profile = self._line(symbol).profile
         rows: list[Row] = []
-        for part in self._parts(symbol, first_id, end_id):
+        for part in self.parts(symbol, first_id, end_id):
             rows += zip(
                 part.times.tolist(),
                 part.ids.tolist(),
@@ -255,8 +255,11 @@ class Market:
             raise ValueError(f"trade {trade_id} lies before the first trade of {symbol}")
         return position
 
-    def _parts(self, symbol: str, first_id: int, end_id: int) -> Iterator[_Part]:
-        """Yield what exists of the range, block by block."""
+    def parts(self, symbol: str, first_id: int, end_id: int) -> Iterator[Part]:
+        """Yield what exists of the ids `first_id` .. `end_id - 1` as arrays, block by block.
+
+        Ticks and steps are as small as the symbol's profile says.
+        """
         base = self._line(symbol).first_id
         at, end = self._position(symbol, first_id), end_id - base
         while at < end:
@@ -265,12 +268,12 @@ class Market:
             yield self._part(symbol, index, lo, hi)
             at += hi - lo
 
-    def _part(self, symbol: str, index: int, lo: int, hi: int) -> _Part:
+    def _part(self, symbol: str, index: int, lo: int, hi: int) -> Part:
         block = self._block(symbol, index)
         cut: slice | _Ints = slice(lo, hi)
         if block.present is not None:
             cut = _INSIDE[lo:hi][block.present[lo:hi]]
-        return _Part(
+        return Part(
             _INSIDE[cut] + (self._line(symbol).first_id + (index << _BITS)),
             self.pauses.outer_us(symbol, block.times[cut]),
             block.ticks[cut],

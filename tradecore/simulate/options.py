@@ -34,6 +34,7 @@ class Options:
     epoch: float | None = _option(
         None, "time of the first trades: s, ms or us since 1970, or negative: s before now"
     )
+    step: float = _option(0.005, "time between two looks at what a paced market has to send")
     prerender: int = _option(0, "render so many trades before the start")
     prerender_micro: bool = _option(False, "render them for clients with timeUnit=MICROSECOND")
     replay: Path | None = field(
@@ -60,6 +61,7 @@ class Options:
     absent_every: int = _option(0, "every n-th trade id of a symbol does not exist at all")
     first_ids: Mapping[str, int] = field(default_factory=dict)
     absent: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    pauses: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
     @property
@@ -97,6 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SYMBOL=FIRST-LAST",
         help="ids that the venue does not have, neither live nor in REST or dumps; may be repeated",
     )
+    parser.add_argument(
+        "--pause",
+        action="append",
+        default=[],
+        metavar="SYMBOL=FROM-TO",
+        help="seconds after the first trades without trades of a symbol, or *; may be repeated",
+    )
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -108,12 +117,15 @@ def options_from(args: argparse.Namespace) -> Options:
         **plain,
         first_ids=_first_ids(values["first_id"]),
         absent=_absent(values["absent"]),
+        pauses=_pauses(values["pause"]),
         faults=faults,
     )
     if not options.symbol_list:
         raise UsageError("--symbols is empty: name at least one symbol, such as BTCUSDT")
     if options.rate < 0 or options.virtual_rate <= 0:
         raise UsageError("--rate must be 0 or more, --virtual-rate more than 0")
+    if not 0.001 <= options.step <= 1.0:
+        raise UsageError("--step must be between 0.001 and 1 s")
     if options.faults.reorder_every == 1:
         raise UsageError("--reorder-every must be 0 or at least 2")
     wrong = [
@@ -178,3 +190,17 @@ def _absent(texts: list[str]) -> dict[str, tuple[tuple[int, int], ...]]:
             raise UsageError(f"--absent {text} is wrong: use SYMBOL=FIRST-LAST, first <= last")
         ranges[symbol] = (*ranges.get(symbol, ()), (int(first), int(last)))
     return ranges
+
+
+def _pauses(texts: list[str]) -> dict[str, tuple[tuple[float, float], ...]]:
+    spans: dict[str, tuple[tuple[float, float], ...]] = {}
+    for text in texts:
+        symbol, _, span = text.rpartition("=")
+        try:
+            begin_s, end_s = map(float, span.split("-"))
+        except ValueError:
+            begin_s = end_s = 0.0
+        if not (symbol and 0 <= begin_s < end_s < inf):
+            raise UsageError(f"--pause {text} is wrong: use SYMBOL=FROM-TO in s, FROM < TO")
+        spans[symbol] = (*spans.get(symbol, ()), (begin_s, end_s))
+    return spans

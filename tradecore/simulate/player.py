@@ -6,6 +6,8 @@ the slowest client reads.
 """
 
 import asyncio
+import gc
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +18,7 @@ from tradecore.simulate.hub import Hub, Subscriber
 from tradecore.simulate.summaries import INTERVALS_US, candle_at, day_at
 from tradecore.simulate.tape import Due, Tape
 
-STEP_US = 5_000
+STEP_S = 0.005
 """How often a paced market sends; a trade is at most this late."""
 _SATURATED_STEP_TRADES = 2048
 _TICKER_US = 1_000_000
@@ -42,13 +44,22 @@ def parse_stream(name: str) -> tuple[str, str] | None:
 class Player:
     """Sends the simulated market to the hub's connections."""
 
-    def __init__(self, hub: Hub, tape: Tape, paced: bool, on_done: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        tape: Tape,
+        paced: bool,
+        on_done: Callable[[], None],
+        step_s: float = STEP_S,
+    ) -> None:
         self.hub = hub
         self.tape = tape
         self.paced = paced
+        self.late_ms: Counter[int] = Counter()
+        """Milliseconds by which steps of a paced market came late -> how many steps."""
         self._on_done = on_done
         epoch_us, rate = tape.market.epoch_us, tape.market.rate
-        self._step_us = STEP_US
+        self._step_us = round(step_s * 1e6)
         if not paced:
             self._step_us = max(1, min(1_000_000, round(_SATURATED_STEP_TRADES * 1e6 / rate)))
         steps = max(0, clock.wall_ns() // 1000 - epoch_us) // self._step_us if paced else 0
@@ -80,6 +91,7 @@ class Player:
             if due := scratch.advance(at_us):
                 chunk = render_chunk(market, self.tape.faults, due, variant, at_us)
                 self._ready[at_us] = _Ready(due, variant, chunk)
+        gc.freeze()  # a look at millions of frames would make the exchange late
 
     def market_changed(self) -> None:
         """Take in a change of the market's pauses; what was rendered before is thrown away."""
@@ -95,6 +107,7 @@ class Player:
             behind = (clock.wall_ns() // 1000 - self._at_us) // self._step_us
             for _ in range(min(behind, _CATCH_UP_STEPS)):
                 self._step()
+                self.late_ms[(clock.wall_ns() // 1000 - self._at_us) // 1000] += 1
             next_us = self._at_us + self._step_us
             await asyncio.sleep(max(0, next_us * 1000 - clock.wall_ns()) / 1e9)
 

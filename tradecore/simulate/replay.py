@@ -5,6 +5,7 @@ import gzip
 import json
 import zlib
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -115,6 +116,8 @@ class ReplayPlayer:
         self, hub: Hub, recording: Recording, speed: float, on_done: Callable[[], None]
     ) -> None:
         self.hub = hub
+        self.late_ms: Counter[int] = Counter()
+        """Not counted here."""
         self.recording = recording
         self._speed = speed
         self._on_done = on_done
