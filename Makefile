@@ -6,6 +6,7 @@
 # make install [DESTDIR=] [PYTHON=] [WHEEL=]   install it on this host as a systemd service
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
+# make instructions   count the machine instructions of parse and encode, and keep them (valgrind)
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make pythons build, install and test the wheel on each other Python from 3.11 on: of pyenv, of PATH,
 #              and 3.14 of Debian in a folder, if this machine can
@@ -24,7 +25,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels image clients install demo bench torture pythons sanitize fuzz requirements docs lint venv clean
+.PHONY: run test levels image clients install demo bench instructions torture pythons sanitize fuzz requirements docs lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -51,6 +52,9 @@ demo: venv
 
 bench: venv
 	$(PY) bench/run.py
+
+instructions: venv
+	$(PY) bench/instructions.py --keep
 
 install:
 	@DESTDIR="$(DESTDIR)" PYTHON="$(PYTHON)" WHEEL="$(WHEEL)" sh deploy/systemd/install.sh
