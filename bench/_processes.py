@@ -79,12 +79,13 @@ async def exchange(
 async def daemon(environ: dict[str, str]) -> AsyncIterator[Running]:
     """Yield a started daemon with a DATA_DIR of its own; its log is shown when it fails."""
     with tempfile.TemporaryDirectory(prefix="tc-bench-") as folder:
-        async with _daemon_in(Path(folder), {**environ, "DATA_DIR": folder}) as running:
+        async with daemon_in(Path(folder), {**environ, "DATA_DIR": folder}) as running:
             yield running
 
 
 @asynccontextmanager
-async def _daemon_in(folder: Path, environ: dict[str, str]) -> AsyncIterator[Running]:
+async def daemon_in(folder: Path, environ: dict[str, str]) -> AsyncIterator[Running]:
+    """Yield a started daemon that writes its log to `folder`/daemon.log."""
     port = _free_port()
     log = folder / "daemon.log"
     with log.open("wb") as out:
@@ -99,7 +100,7 @@ async def _daemon_in(folder: Path, environ: dict[str, str]) -> AsyncIterator[Run
     running = Running(process, f"http://127.0.0.1:{port}")
     try:
         yield running
-        if process.returncode is not None:
+        if process.returncode:
             raise RuntimeError(f"the daemon ended with {process.returncode}")
     except BaseException:
         print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
