@@ -24,69 +24,110 @@ class Desk:
         self.made = 0
         self.ration = Ration(lambda: self.now_ns)
 
-    def get(self, key):
+    async def get(self, key):
         def make():
-            self.now_ns += self.cost_ms * MS
+            self.now_ns += self.cost_ms * MS // 2
+            yield
+            self.now_ns += self.cost_ms * MS // 2
             self.made += 1
             return self.made
 
-        return self.ration.get(key, make)
+        return await self.ration.get(key, make)
 
 
-def test_making_takes_a_tenth_of_the_time_at_most():
+async def test_making_takes_a_tenth_of_the_time_at_most():
     desk = Desk()
     for _ in range(1000):
-        desk.get("a")
+        await desk.get("a")
         desk.now_ns += MS
     assert desk.made > 50
     assert desk.made * desk.cost_ms <= desk.now_ns / MS / 10 + desk.cost_ms
 
 
-def test_what_costs_nothing_is_always_fresh():
+async def test_what_costs_nothing_is_always_fresh():
     desk = Desk()
     desk.cost_ms = 0
-    assert [desk.get("a") for _ in range(3)] == [1, 2, 3]
+    assert [await desk.get("a") for _ in range(3)] == [1, 2, 3]
 
 
-def test_several_share_the_tenth_and_nothing_grows_old():
+async def test_several_share_the_tenth_and_nothing_grows_old():
     desk = Desk()
-    assert (desk.get("a"), desk.get("b"), desk.get("a"), desk.get("b")) == (1, 2, 1, 2)
+    assert (await desk.get("a"), await desk.get("b"), await desk.get("a"), await desk.get("b")) == (
+        1,
+        2,
+        1,
+        2,
+    )
     desk.now_ns += int(AGE_LIMIT_S * 1e9) - 10 * MS
-    assert (desk.get("a"), desk.get("b")) == (3, 2)  # of b, what is left of its second
+    assert (await desk.get("a"), await desk.get("b")) == (3, 2)  # of b, what is left of its second
     desk.now_ns += 10 * MS
-    assert desk.get("b") == 4
+    assert await desk.get("b") == 4
 
 
-def test_a_failure_is_not_kept():
+async def test_a_failure_is_not_kept():
     ration = Ration()
 
     def broken():
+        yield
         raise RuntimeError
+
+    def one():
+        yield
+        return 1
 
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            ration.get("a", broken)
-    assert ration.get("a", lambda: 1) == 1
+            await ration.get("a", broken)
+    assert await ration.get("a", one) == 1
 
 
-def test_not_many_are_kept():
+async def test_the_loop_goes_on_while_an_answer_is_made_once_for_all():
+    desk, turns = Desk(), 0
+    done = asyncio.Event()
+
+    async def turn():
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    def make():
+        for _ in range(20):
+            desk.now_ns += MS
+            yield
+        desk.made += 1
+        return desk.made
+
+    turning = asyncio.create_task(turn())
+    answers = await asyncio.gather(*(desk.ration.get("a", make) for _ in range(5)))
+    done.set()
+    await turning
+    assert answers == [1] * 5
+    assert turns >= 20
+    desk.now_ns += 9 * 20 * MS - 1
+    assert await desk.get("a") == 1, "the slices count, and nothing else"
+    desk.now_ns += 1
+    assert await desk.get("a") == 2
+
+
+async def test_not_many_are_kept():
     desk = Desk()
     for key in range(3 * KEPT_MAX):
-        desk.get(key)
+        await desk.get(key)
     assert len(desk.ration._kept) == KEPT_MAX
-    assert desk.get(3 * KEPT_MAX - 1) == 3 * KEPT_MAX, "the latest are"
-    assert desk.get(0) == 3 * KEPT_MAX + 1
+    assert await desk.get(3 * KEPT_MAX - 1) == 3 * KEPT_MAX, "the latest are"
+    assert await desk.get(0) == 3 * KEPT_MAX + 1
 
 
-def test_age_counts_from_the_first_moment_of_making():
+async def test_age_counts_from_the_first_moment_of_making():
     desk = Desk()
     desk.cost_ms = 300
     begun_ns = desk.now_ns
-    desk.get("a")
+    await desk.get("a")
     desk.now_ns = begun_ns + int(AGE_LIMIT_S * 1e9) - 1
-    assert desk.get("a") == 1
+    assert await desk.get("a") == 1
     desk.now_ns += 1
-    assert desk.get("a") == 2
+    assert await desk.get("a") == 2
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/ready", "/health", "/health/db", "/health/binance"])

@@ -14,6 +14,8 @@ from tradecore.snapshot import Histogram, Snapshot
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
+_PIECE_LINES = 1000  # at least, and one metric more
+
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -30,15 +32,27 @@ def content_type(accept: str) -> str:
 
 def render(snapshot: Snapshot, content_type: str = PLAIN) -> bytes:
     """Return the exposition of a snapshot in the form of `content_type`."""
+    return b"".join(pieces(snapshot, content_type))
+
+
+def pieces(snapshot: Snapshot, content_type: str = PLAIN) -> Iterator[bytes]:
+    """Yield it in pieces, of which none takes long to make."""
     openmetrics = content_type == OPENMETRICS
     lines: list[str] = []
     for metric in METRICS:
+        if len(lines) >= _PIECE_LINES:
+            yield _encoded(lines)
+            lines = []
         # OpenMetrics names the family of a counter without the ending of its samples.
         family = metric.name.removesuffix("_total") if openmetrics else metric.name
         lines.append(f"# HELP {family} {metric.help}\n# TYPE {family} {metric.type}\n")
         lines += _samples(metric, snapshot)
     if openmetrics:
         lines.append("# EOF\n")
+    yield _encoded(lines)
+
+
+def _encoded(lines: list[str]) -> bytes:
     return "".join(lines).replace(" inf\n", " +Inf\n").encode()
 
 

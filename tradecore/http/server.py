@@ -14,11 +14,11 @@ from tradecore.errors import UsageError
 from tradecore.http import connections, health, security
 from tradecore.http.access import Policy, sees_inside
 from tradecore.http.api import Api
-from tradecore.http.compression import Packed
+from tradecore.http.compression import Packed, cut, pack
 from tradecore.http.counts import HttpCounts
 from tradecore.http.health import Health
 from tradecore.http.page import Page
-from tradecore.http.ration import Ration
+from tradecore.http.ration import Making, Ration
 from tradecore.http.streams import Streams
 from tradecore.snapshot import Snapshot
 
@@ -152,41 +152,48 @@ class SideServer:
     async def _index(self, request: web.Request) -> web.Response:
         routes = {route.path: route.text for route in self.routes}
         body = security.json_bytes({"name": "tradecore", "routes": routes})
-        return self._ration.get("index", lambda: Packed.of(body)).answer(request)
+        return (await self._ration.get("index", lambda: pack([body]))).answer(request)
 
     async def _health(self, request: web.Request) -> web.Response:
-        return self._tell(request, _overall)
+        return await self._tell(request, _overall)
 
     async def _database(self, request: web.Request) -> web.Response:
-        return self._tell(request, _database)
+        return await self._tell(request, _database)
 
     async def _binance(self, request: web.Request) -> web.Response:
-        return self._tell(request, _binance)
+        return await self._tell(request, _binance)
 
     async def _ready(self, request: web.Request) -> web.Response:
-        return self._tell(request, _ready)
+        return await self._tell(request, _ready)
 
     async def _live(self, _request: web.Request) -> web.Response:
         return security.json_answer({"live": True})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = metrics.content_type(request.headers.get(hdrs.ACCEPT, ""))
-        packed = self._ration.get(
-            content_type, lambda: Packed.of(metrics.render(self._snapshot(), content_type))
-        )
+
+        def make() -> Making[Packed]:
+            snapshot = self._snapshot()
+            yield
+            return (yield from pack(metrics.pieces(snapshot, content_type)))
+
+        packed = await self._ration.get(content_type, make)
         vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         return packed.answer(request, content_type=content_type, vary=vary)
 
-    def _tell(self, request: web.Request, tell: Tell) -> web.Response:
+    async def _tell(self, request: web.Request, tell: Tell) -> web.Response:
         """Answer what `tell` makes of the snapshot, as far as the client may see it."""
         is_inside = sees_inside(request)
 
-        def make() -> tuple[Packed, int]:
+        def make() -> Making[tuple[Packed, int]]:
             snapshot = self._snapshot() if is_inside else self._snapshot().without_errors()
+            yield
             body, is_well = tell(snapshot, health.assess(snapshot))
-            return Packed.of(security.json_bytes(body)), 200 if is_well else 503
+            yield
+            packed = yield from pack(cut(security.json_bytes(body)))
+            return packed, 200 if is_well else 503
 
-        packed, status = self._ration.get((tell, is_inside), make)
+        packed, status = await self._ration.get((tell, is_inside), make)
         return packed.answer(request, status)
 
 
