@@ -186,7 +186,7 @@ class Backfill:
     def _begin(self, group: asyncio.TaskGroup) -> None:
         """Begin the steps that are due, the newest first, one a symbol; refused ones last."""
         now_s = _now_s()
-        if self._paused() or now_s < self._venue_not_before_s:
+        if self._is_full or self._paused() or now_s < self._venue_not_before_s:
             return
         due = [work for work in self._free() if work.not_before_s <= now_s]
         due.sort(key=lambda work: (-work.refusals, *age_order(work)), reverse=True)
@@ -194,7 +194,7 @@ class Backfill:
             # One whose trouble is its own must not be all that is asked for.
             due.sort(key=lambda work: work.failed_s)
         for work in due:
-            if len(self._busy) >= self._policy.workers:
+            if self._is_full:
                 return
             if not self._is_free(work) or self._is_fresh(work, now_s):
                 continue
@@ -216,9 +216,8 @@ class Backfill:
     async def _wait(self) -> None:
         """Wait for the end of a step, for a new hole, or for the next thing that is due."""
         now_s = _now_s()
-        times = [work.not_before_s for work in self._free()]
-        full = len(self._busy) >= self._policy.workers
-        wait_s = 60.0 if full or not times else max(min(times), self._venue_not_before_s) - now_s
+        times = [] if self._is_full else [work.not_before_s for work in self._free()]
+        wait_s = max(min(times), self._venue_not_before_s) - now_s if times else 60.0
         if self._left is None:
             wait_s = min(wait_s, self._next_look_s - now_s)
         if self._paused():
@@ -355,19 +354,29 @@ class Backfill:
 
     # ---- whose turn it can be ----------------------------------------------------------------
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._busy) >= self._policy.workers
+
     def _free(self) -> list[Work | Reach]:
         """Return what could have a turn now, as far as others' turns go."""
         works: list[Work | Reach] = [*self._reaches.values(), *self._table.active.values()]
-        return [one for one in works if self._is_free(one)]
+        return self._free_of(works)
 
     def _is_free(self, work: Work | Reach) -> bool:
-        needs_dump = self._needs_dump(work)
-        if work.symbol in self._busy:
-            return False
-        if needs_dump and not self._asks_again(work):
-            return not any(map(self._needs_dump, self._busy.values()))
+        return bool(self._free_of((work,)))
+
+    def _free_of(self, works: Iterable[Work | Reach]) -> list[Work | Reach]:
+        busy = self._busy
+        reading = [self._needs_dump(one) for one in busy.values()]
         # One question is enough to see whether a venue that fails has come back.
-        return not self._is_failing or all(map(self._needs_dump, self._busy.values()))
+        may_ask, may_read = not self._is_failing or all(reading), not any(reading)
+        return [
+            work
+            for work in works
+            if work.symbol not in busy
+            and (may_read if self._needs_dump(work) and not self._asks_again(work) else may_ask)
+        ]
 
     def _needs_dump(self, work: Work | Reach) -> bool:
         return isinstance(work, Work) and (bool(work.lost) or self._policy.source == "dump")
