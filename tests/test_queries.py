@@ -217,7 +217,8 @@ async def test_trades_around_holes(db: Database) -> None:
     for limit in (1, 95, 800):
         assert await desk.newest(BUSY, limit) == wanted[-limit:]
     async with read.session() as conn:
-        (one,) = await statistics.coverage_summary(conn, BUSY)
+        one = await statistics.coverage_of(conn, BUSY)
+        assert one is not None
         assert (one["holes"], one["ids_missing"], one["trades"]) == (14, 140, len(rows))
         pages, from_id = [], 0
         while from_id is not None:
@@ -245,7 +246,8 @@ async def test_an_id_that_is_kept_for_its_place_only_is_no_trade(
     assert await desk.trades_from(BUSY, 0, 5) == wanted[:5]
     assert await desk.trades_from(BUSY, 4000, 1000) == wanted[:1000]
     async with desk.read.session() as conn:
-        (one,) = await statistics.coverage_summary(conn, BUSY)
+        one = await statistics.coverage_of(conn, BUSY)
+        assert one is not None
     assert one["trades"] == len(wanted)
 
 
@@ -322,8 +324,12 @@ async def test_statistics_count_what_is_there(desk: Desk) -> None:
     await make_candles(desk)
     async with desk.read.session() as conn:
         body = await statistics.table_statistics(conn)
-        rows = sum(one["trades"] for one in await statistics.coverage_summary(conn))
-    assert rows == await desk.db.conn.fetchval("SELECT count(*) FROM raw_trades")
+        totals = await statistics.totals(conn)
+        symbols = json.loads(await statistics.coverage_of_all(conn))
+        assert symbols == [await statistics.coverage_of(conn, one["symbol"]) for one in symbols]
+    for name in ("trades", "ids_missing"):
+        assert totals[name] == sum(one[name] for one in symbols)
+    assert totals["trades"] == await desk.db.conn.fetchval("SELECT count(*) FROM raw_trades")
     tables = body["tables"]
     assert list(tables) == list(statistics.TABLES)
     days = await desk.db.conn.fetchval(

@@ -42,13 +42,12 @@ class Own:
         from_id, limit = query.trade_id("fromId") or 0, query.limit()
         async with self._reader.session() as conn:
             body: dict[str, Any] = dict(await statistics.horizon(conn))
-            found = await statistics.coverage_summary(conn, symbol)
             if symbol is None:
-                body["symbols"] = found
-            elif not found:
+                body["symbols"] = orjson.Fragment(await statistics.coverage_of_all(conn))
+            elif (found := await statistics.coverage_of(conn, symbol)) is None:
                 raise venue_errors.bad_symbol()
             else:
-                body |= found[0]
+                body |= found
                 body["range_count"] = body.pop("ranges")
                 body["hole_count"] = body.pop("holes")
                 body |= await statistics.coverage_page(conn, symbol, from_id, limit)
@@ -60,10 +59,8 @@ class Own:
         if kept is None or now_ns - kept[0] > _KEEP_STATISTICS_S * 1e9:
             async with self._reader.session() as conn:
                 body = await statistics.table_statistics(conn)
-                symbols = await statistics.coverage_summary(conn)
                 body |= await statistics.horizon(conn)
-            body["trades"] = sum(one["trades"] for one in symbols)
-            body["ids_missing"] = sum(one["ids_missing"] for one in symbols)
+                body |= await statistics.totals(conn)
             self._statistics = kept = now_ns, body
         snapshot = self._snapshot()
         live = {
