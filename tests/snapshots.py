@@ -161,6 +161,7 @@ HEALTHY = Snapshot(
     flush_rows=Histogram((10, 100), (4, 5, 6), 789.0),
     exchange_receive_latency=Histogram((0.05,), (7, 8), 1.5),
     receive_commit_latency=Histogram((0.1, 0.15), (90, 9, 1), 2.5),
+    loop_lag=Histogram((0.005,), (1052, 1), 3.5),
     clock=HostClock(offset_s=-0.004, bound_s=0.003),
     log_records_dropped=1050,
     process=ProcessUse(resident_bytes=50_000_000, cpu_s=1.25, open_fds=17),

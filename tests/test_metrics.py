@@ -106,6 +106,7 @@ tradecore_clock_offset_seconds{}
 tradecore_clock_offset_bound_seconds{}
 tradecore_log_records_dropped_total{}
 tradecore_start_timestamp_seconds{}
+tradecore_loop_lag_seconds{}
 tradecore_process_resident_memory_bytes{}
 tradecore_process_cpu_seconds_total{}
 tradecore_process_open_fds{}
@@ -251,6 +252,10 @@ VALUES = {
     "clock_offset_bound_seconds": 0.003,
     "log_records_dropped_total": 1050,
     "start_timestamp_seconds": 1_700_000_000.5,
+    'loop_lag_seconds_bucket{le="0.005"}': 1052,
+    'loop_lag_seconds_bucket{le="+Inf"}': 1053,
+    "loop_lag_seconds_count": 1053,
+    "loop_lag_seconds_sum": 3.5,
     "process_resident_memory_bytes": 50_000_000,
     "process_cpu_seconds_total": 1.25,
     "process_open_fds": 17,

@@ -744,6 +744,13 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             lambda s: s.started_s,
         ),
         Metric(
+            "tradecore_loop_lag_seconds",
+            "histogram",
+            (),
+            "How late the event loop comes to what is due; so long a frame waits before it is read.",
+            lambda s: s.loop_lag,
+        ),
+        Metric(
             "tradecore_process_resident_memory_bytes",
             "gauge",
             (),

@@ -20,6 +20,8 @@ from tradecore.flusher import DURATION_BOUNDS_S, LATENCY_BOUNDS_S, ROWS_BOUNDS, 
 from tradecore.http.counts import HttpCounts
 from tradecore.http.streams import Streams
 from tradecore.lifecycle import LifecycleStats
+from tradecore.loop_lag import BOUNDS_S as LAG_BOUNDS_S
+from tradecore.loop_lag import LoopLag
 from tradecore.refresher import RefreshStats
 from tradecore.rest.client import RestClient
 from tradecore.ring import Ring
@@ -93,6 +95,7 @@ class Observer:
         self._started_s = clock.wall_ns() / 1e9
         self._rates: deque[tuple[int, int, int]] = deque(maxlen=RATE_WINDOW_S + 1)
         self._holes = HoleSummary(0, 0, None, {})
+        self._lag = LoopLag()
 
     async def watch(self) -> None:
         """Keep the rates and the holes fresh."""
@@ -100,6 +103,7 @@ class Observer:
             # Apart: the database may hang, or be opened for minutes.
             group.create_task(self._watch_rates(), name="watch rates")
             group.create_task(self._watch_holes(), name="watch holes")
+            group.create_task(self._lag.run(), name="watch the loop")
 
     async def _watch_rates(self) -> None:
         parts = self._parts
@@ -289,6 +293,7 @@ class Observer:
             receive_commit_latency=Histogram(
                 LATENCY_BOUNDS_S, tuple(stats.latency_counts.tolist()), stats.latency_sum_ns / 1e9
             ),
+            loop_lag=Histogram(LAG_BOUNDS_S, tuple(self._lag.counts), self._lag.sum_s),
         )
 
     def _lifecycle(self) -> Lifecycle:

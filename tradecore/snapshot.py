@@ -380,6 +380,7 @@ class Snapshot:
     flush_rows: Histogram
     exchange_receive_latency: Histogram
     receive_commit_latency: Histogram
+    loop_lag: Histogram
     clock: HostClock | None = None
     """None while it is not known."""
     log_records_dropped: int = 0
