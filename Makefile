@@ -7,6 +7,8 @@
 # make demo   the daemon against the simulated exchange, with a proof at the end
 # make bench  every figure of README.md
 # make instructions   count the machine instructions of parse and encode, and keep them (valgrind)
+# make peers  get what bench-peers compares tradecore with, in environments of their own
+# make bench-peers  the same load through tradecore and through what one would use in its place
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make pythons build, install and test the wheel on each other Python from 3.11 on: of pyenv, of PATH,
 #              and 3.14 of Debian in a folder, if this machine can
@@ -25,7 +27,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels image clients install demo bench instructions torture pythons sanitize fuzz requirements docs lint venv clean
+.PHONY: run test levels image clients install demo bench instructions peers bench-peers torture pythons sanitize fuzz requirements docs lint venv clean
 .NOTPARALLEL:
 
 run: venv
@@ -52,6 +54,13 @@ demo: venv
 
 bench: venv
 	$(PY) bench/run.py
+
+# What this machine cannot have is said, and left out.
+peers: venv
+	@$(PY) -m tools.peers
+
+bench-peers: peers
+	$(PY) bench/bench_peers.py
 
 instructions: venv
 	$(PY) bench/instructions.py --keep

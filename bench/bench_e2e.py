@@ -126,7 +126,7 @@ async def script(server_dsn: str) -> tuple[float, float]:
         await make_partitions(connection, days)
         await connection.close()
         url = f"{ws}/stream?streams={STREAMS}&timeUnit=MICROSECOND"
-        command = (sys.executable, str(HERE / "_script.py"), url, dsn, count)
+        command = (sys.executable, str(HERE / "peers" / "with_picows.py"), url, dsn, count)
         result = json.loads(await output_of(command))
     return result["trades"] / result["seconds"], result["cpu_s"] * 1e6 / result["trades"]
 
