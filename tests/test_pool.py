@@ -21,6 +21,7 @@ from tradecore.store.pool import (
     read_timescale,
 )
 from tradecore.store.rights import of_another_role
+from tradecore.store.transaction import session
 
 
 async def failure(dsn: str) -> tuple[str, str]:
@@ -73,6 +74,39 @@ async def test_the_sessions_of_a_pool(database: str) -> None:
     assert settings["jit"] == "off"
     assert settings["lock_timeout"] == "7s"  # what the DSN says wins
     assert settings["TimeZone"] == "UTC"  # but for this
+
+
+async def test_a_session_leaves_nothing_behind(database: str) -> None:
+    state = """
+        SELECT current_setting('lock_timeout'),
+               (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')
+    """
+    async with await open_pool(database, 1) as pool:
+        before = await pool.fetchrow(state)
+        with contextlib.suppress(ZeroDivisionError):
+            async with session(pool, 5) as conn:
+                await conn.execute("SET lock_timeout = '1s'; SELECT pg_advisory_lock(1)")
+                changed = await conn.fetchrow(state)
+                raise ZeroDivisionError
+        assert tuple(changed) == ("1s", before[1] + 1)
+        assert await pool.fetchrow(state) == before
+
+        # A session that is cancelled in the middle of a statement.
+        async def wait() -> None:
+            async with session(pool, 5) as conn:
+                await conn.execute("SET lock_timeout = '1s'; SELECT pg_advisory_lock(1)")
+                locked.set()
+                await conn.execute("SELECT pg_sleep(60)")
+
+        locked = asyncio.Event()
+        task = asyncio.create_task(wait())
+        await asyncio.wait_for(locked.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(10):
+            while await pool.fetchrow(state) != before:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_statement_has_a_time_limit(database: str) -> None:

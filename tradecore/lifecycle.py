@@ -36,6 +36,7 @@ from tradecore.store.chunks import TABLES, Chunk, Server
 from tradecore.store.failure import AWAY, TROUBLE, as_transient, classify
 from tradecore.store.jobs import JobHealth
 from tradecore.store.store import Store
+from tradecore.store.transaction import session
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class Lifecycle:
         pool, level = self._store.pool, self._store.level
         if level is None:
             raise TransientStoreError("down", "the database is not open")
-        async with self._step("look"), pool.acquire(timeout=10) as conn:
+        async with self._step("look"), session(pool, 10) as conn:
             await conn.execute(_LIMITS)
             server = await chunks_of.read_server(conn, level)
             if await conn.fetchval(_TRY):

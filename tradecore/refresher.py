@@ -26,6 +26,7 @@ from tradecore.store.candle_windows import (
 from tradecore.store.candles import CandleKind, refresh
 from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.store import Store
+from tradecore.store.transaction import session
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Refresher:
     async def _round(self) -> None:
         """Bring what is due up to date, unless another daemon is at it."""
         try:
-            async with self._store.pool.acquire(timeout=10) as conn:
+            async with session(self._store.pool, 10) as conn:
                 if self._failed:
                     await self._store.read_level(conn)
                 if await conn.fetchval(TRY_TO_REFRESH):

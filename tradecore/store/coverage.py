@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from tradecore.errors import StoreError, TransientStoreError
+from tradecore.errors import StoreError
 from tradecore.store import ledger
 from tradecore.store import statements as sql
 from tradecore.store.causes import HoleCauses
 from tradecore.store.ledger import HoleId
+from tradecore.store.transaction import check_locked
 
 Names = Mapping[int, str]
 """Symbols by symbol id."""
@@ -42,18 +43,17 @@ async def add_symbols(pool: asyncpg.Pool, symbols: Iterable[str]) -> None:
     await pool.execute(sql.ADD_SYMBOLS, list(symbols))
 
 
-async def lock_and_read(
+async def read(
     conn: asyncpg.Connection, names: Names, pieces: Mapping[int, Sequence[ledger.Range]]
 ) -> Held:
-    """Lock the symbols of `pieces`; return the ranges on which they bear, and the store's state.
+    """Return the ranges on which `pieces` bear, and the store's state.
 
-    Raises TransientStoreError when a symbol has no lock row (see `add_symbols`).
+    The transaction holds the locks of their symbols since an earlier statement.
     """
     if not pieces:
         return Held({}, None, None)
     found: dict[int, set[ledger.Range]] = {symbol_id: set() for symbol_id in pieces}
     raw_from_us = candles_through_us = None
-    await _lock(conn, [names[symbol_id] for symbol_id in pieces])
     for symbol_id, row in await _read_around(conn, sql.READ_RANGES, names, pieces):
         if symbol_id is None:
             _, _, _, raw_from_us, candles_through_us = row
@@ -72,7 +72,7 @@ async def write(
 ) -> list[HoleId]:
     """Enter `pieces`, whose rows this transaction has stored, and the holes they open and fill.
 
-    `stored` are the ranges that `lock_and_read` gave. Returns the holes that were opened.
+    `stored` are the ranges that `read` gave. Returns the holes that were opened.
     """
     removed: list[tuple[Any, ...]] = []
     extended: list[tuple[Any, ...]] = []
@@ -110,11 +110,10 @@ async def write(
 async def close_absent(
     conn: asyncpg.Connection, symbol: str, span: ledger.Span, evidence: str
 ) -> int:
-    """Lock the symbol; close what is open of its holes in `span` as absent at the venue.
+    """Close what is open of the symbol's holes in `span` as absent at the venue.
 
-    `evidence` is JSON text. Returns how many ids were closed.
+    The transaction holds its lock. `evidence` is JSON text. Returns how many ids were closed.
     """
-    await _lock(conn, [symbol])
     names, spans = {0: symbol}, {0: [span]}
     # As the server prints it: equal evidence is to be known again.
     text = await conn.fetchval("SELECT $1::jsonb::text", evidence)
@@ -128,7 +127,7 @@ async def close_absent(
 
 async def reopen_absent(conn: asyncpg.Connection, symbol: str, span: ledger.Span) -> None:
     """Lock the symbol; open again what of its holes in `span` is closed as absent."""
-    await _lock(conn, [symbol])
+    check_locked(await conn.execute(sql.LOCK, [symbol]), [symbol])
     gaps = (await _read_gaps(conn, {0: symbol}, {0: [span]}))[0]
     await _write_gaps(conn, [ledger.reopen_gaps([span], gaps)])
 
@@ -151,13 +150,6 @@ async def _read_around(
         [min(span.last_id + 1, ledger.MAX_ID) for _, span in places],
     )
     return [(places[row["n"] - 1][0] if row["n"] else None, row) for row in rows]
-
-
-async def _lock(conn: asyncpg.Connection, symbols: list[str]) -> None:
-    if await conn.fetchval(sql.LOCK, symbols) < len(symbols):
-        raise TransientStoreError(
-            "symbols", "rows of trade_symbols are missing: they are made anew"
-        )
 
 
 async def _fill_gaps(

@@ -141,12 +141,14 @@ async def open_pool(
 ) -> asyncpg.Pool:
     """Open a pool of at most `size` connections, one of them at once.
 
-    Raises whatever the connect raised (see `classify_connect_error`), StoreError for a wrong DSN.
+    Nothing is reset when a connection is given back, see `transaction`. Raises whatever the
+    connect raised (see `classify_connect_error`), StoreError for a wrong DSN.
     """
     return await asyncpg.create_pool(
         min_size=1,
         max_size=size,
         max_inactive_connection_lifetime=300.0,
+        reset=_keep,
         **_arguments(dsn, command_limit_s, connect_limit_s),
     )
 

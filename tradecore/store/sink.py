@@ -186,9 +186,7 @@ class Sink:
     ) -> WriteResult:
         rows, keep, pieces, names = batch.rows, batch.keep, batch.pieces, batch.names
         refusals = batch.refusals
-        stored_before, raw_from_us, candles_through_us = await coverage.lock_and_read(
-            conn, names, pieces
-        )
+        stored_before, raw_from_us, candles_through_us = await coverage.read(conn, names, pieces)
         if raw_from_us is not None:  # not known of a batch of refusals only
             self.horizon_us = raw_from_us
         expired = mask_older(rows, keep, raw_from_us)
@@ -344,7 +342,7 @@ class Sink:
     ) -> Result:
         """Run `body` in a transaction, all in limited time.
 
-        Rows of `days` have a place in the table then, and `symbols` have their lock rows.
+        Rows of `days` have a place in the table then, and `symbols` are locked.
         """
         try:
             async with asyncio.timeout(self._limit_s):
@@ -352,7 +350,7 @@ class Sink:
                 if not self._lockable.issuperset(symbols):
                     await coverage.add_symbols(self._pool, symbols)
                     self._lockable.update(symbols)
-                async with transaction(self._pool, self._limit_s) as conn:
+                async with transaction(self._pool, self._limit_s, symbols) as conn:
                     return await body(conn)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
             if classify(exc).kind is Kind.NO_PARTITION:

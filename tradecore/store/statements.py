@@ -7,7 +7,7 @@ share one advisory lock, so that who takes it alone knows that no transaction wi
 whatever it then writes into store_state is seen by the next ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,34 @@ WHERE current_setting('synchronous_commit') = 'off'
 
 WRITERS_KEY = 0x74637772  # "tcwr"; the second key of the lock is the schema
 
-# The symbols first, always: who locks both in the other order could meet a writer half way.
-LOCK = f"""
-SELECT count(*), pg_advisory_xact_lock_shared({WRITERS_KEY}, hashtext(current_schema())) FROM (
-    SELECT FROM trade_symbols WHERE symbol = ANY($1::text[]) ORDER BY symbol FOR UPDATE
-) AS locked
+# The symbols first, always: who locks both in the other order could meet a writer half way. The
+# fence is asked for once all symbols have been counted, and each of them gives a row.
+_LOCK = f"""
+WITH locked AS MATERIALIZED (
+    SELECT FROM trade_symbols WHERE symbol = ANY({{symbols}}) ORDER BY symbol FOR UPDATE
+)
+SELECT FROM locked CROSS JOIN (
+    SELECT pg_advisory_xact_lock_shared({WRITERS_KEY}, hashtext(current_schema()))
+    FROM (SELECT count(*) FROM locked) AS all_of_them
+) AS fence
 """
+
+LOCK = _LOCK.format(symbols="$1::text[]")
+"""Has a row for each of the symbols that have one in trade_symbols."""
+
+
+def begin(symbols: Collection[str]) -> str:
+    """Return what begins a transaction and locks `symbols`, as `LOCK` does, in one trip."""
+    if not symbols:
+        return BEGIN
+    listed = ", ".join(map(_literal, symbols))
+    return f"{BEGIN}; {_LOCK.format(symbols=f'ARRAY[{listed}]')}"
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", r"\\").replace("'", "''")
+    return f"E'{escaped}'"
+
 
 LOCK_OUT_WRITERS = f"SELECT pg_advisory_xact_lock({WRITERS_KEY}, hashtext(current_schema()))"
 

@@ -20,13 +20,14 @@ from tradecore.store.failure import TROUBLE, as_transient
 from tradecore.store.migrate import Level, bring_up_to_date, detect_level
 from tradecore.store.partitions import Partitions
 from tradecore.store.pool import (
+    CONNECT_LIMIT_S,
     ServerInfo,
     classify_connect_error,
     describe_server,
     open_pool,
 )
 from tradecore.store.sink import Sink, WriteResult
-from tradecore.store.transaction import transaction
+from tradecore.store.transaction import session, transaction
 
 if TYPE_CHECKING:
     from tradecore.store.embedded import EmbeddedPostgres
@@ -110,7 +111,7 @@ class Store:
         pool: asyncpg.Pool | None = None
         try:
             pool = await open_pool(dsn, self._settings.db_pool_size)
-            async with pool.acquire() as conn:
+            async with session(pool, CONNECT_LIMIT_S) as conn:
                 await bring_up_to_date(conn, auto_migrate=self._settings.auto_migrate)
                 self.schema_version = await conn.fetchval(
                     "SELECT max(version) FROM schema_migrations"

@@ -1,6 +1,9 @@
-"""One transaction on a connection of the pool: it ends with COMMIT or leaves nothing behind."""
+"""A connection of the pool for one transaction, which ends with COMMIT or leaves nothing behind,
+or as a session, which leaves no setting and no lock behind.
+"""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import asyncpg
@@ -8,21 +11,47 @@ from asyncpg.protocol import NO_TIMEOUT
 
 from tradecore._copyenc import CopySlices
 from tradecore.errors import TransientStoreError
-from tradecore.store.statements import BEGIN, affected
+from tradecore.store.statements import affected, begin
 
 _ROLLBACK_LIMIT_S = 5.0
 
 
 @asynccontextmanager
-async def transaction(pool: asyncpg.Pool, limit_s: float) -> AsyncIterator[asyncpg.Connection]:
-    """Run the body in a transaction; `limit_s` is how long to wait for a connection.
+async def session(pool: asyncpg.Pool, limit_s: float) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection whose settings and session locks the body may change.
 
-    Raises TransientStoreError when the connection ended, whatever the body met because of that:
-    after the body's end it is not known then whether the COMMIT was done.
+    They are undone at its end. The pool does not do that by itself: it would cost every batch of
+    trades a trip to the server. `limit_s` is how long to wait for a connection.
     """
     conn = await pool.acquire(timeout=limit_s)
     try:
-        await conn.execute(BEGIN)
+        yield conn
+    finally:
+        try:
+            if _is_open(conn):
+                await conn.reset(timeout=_ROLLBACK_LIMIT_S)
+        except BaseException:
+            conn.terminate()
+            raise
+        finally:
+            await pool.release(conn)
+
+
+@asynccontextmanager
+async def transaction(
+    pool: asyncpg.Pool, limit_s: float, symbols: Collection[str] = ()
+) -> AsyncIterator[asyncpg.Connection]:
+    """Run the body in a transaction; `limit_s` is how long to wait for a connection.
+
+    It begins by locking the lock rows of `symbols`: TransientStoreError ("symbols") when one has
+    none. Raises TransientStoreError when the connection ended, whatever the body met because of
+    that: after the body's end it is not known then whether the COMMIT was done.
+    """
+    # As a time limit of acquire's own, without the task that asyncpg makes for it.
+    async with asyncio.timeout(limit_s):
+        conn = await pool.acquire()
+    try:
+        check_locked(await conn.execute(begin(symbols)), symbols)
         yield conn
         await conn.execute("COMMIT")
     except Exception as exc:
@@ -37,6 +66,14 @@ async def transaction(pool: asyncpg.Pool, limit_s: float) -> AsyncIterator[async
         raise
     finally:
         await pool.release(conn)
+
+
+def check_locked(status: str, symbols: Collection[str]) -> None:
+    """Raise TransientStoreError when the LOCK that ended with `status` found too few rows."""
+    if symbols and affected(status) < len(symbols):
+        raise TransientStoreError(
+            "symbols", "rows of trade_symbols are missing: they are made anew"
+        )
 
 
 async def copy_slices(
