@@ -120,12 +120,56 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pending", "age_s", "wait_s"),
-    [(0, 9.0, None), (100, 0.0, 0.0), (500, -3.0, 0.0), (1, 0.25, 0.75), (99, 1.5, 0.0),
-     (1, -60.0, 1.0)],
-)  # fmt: skip
-def test_the_policy(pending: int, age_s: float, wait_s: float | None) -> None:
-    assert FlushPolicy(100, 1.0).wait_s(pending, age_s) == wait_s
+    ("pending", "age_s", "since_s", "wait"),
+    [
+        (0, 9.0, 9.0, (None, 1)),
+        (100, 0.0, 9.0, (0.0, 0)),
+        (500, -3.0, 9.0, (0.0, 0)),
+        (1, 0.25, 9.0, (0.75, 100)),
+        (99, 1.5, 9.0, (0.0, 100)),
+        (1, -60.0, 9.0, (1.0, 100)),
+        # The last batch has begun only just now.
+        (100, 0.5, 0.0, (0.025, 4096)),
+        (1, 9.0, 0.0, (0.025, 4096)),
+        (4095, 0.0, 0.0, (0.025, 4096)),
+        (4096, 0.0, 0.0, (0.0, 0)),
+        (0, 0.0, 0.0, (None, 1)),
+    ],
+)
+def test_the_policy(
+    pending: int, age_s: float, since_s: float, wait: tuple[float | None, int]
+) -> None:
+    assert FlushPolicy(100, 1.0).wait(pending, age_s, since_s) == wait
+
+
+def test_the_pace_is_no_slower_than_the_policy() -> None:
+    assert FlushPolicy(100, 0.005).wait(100, 0.0, 0.001).limit_s == pytest.approx(0.004)
+    assert FlushPolicy(100, 0.005).wait(100, 0.0, 0.006).limit_s == 0.0
+    assert FlushPolicy(10_000, 1.0).wait(5_000, 0.0, 0.0).limit_s == 0.025
+    assert FlushPolicy(10_000, 1.0).wait(10_000, 0.0, 0.0).limit_s == 0.0
+
+
+async def test_a_busy_market_is_written_in_batches_apart(tmp_path: Path) -> None:
+    async with desk(tmp_path, rows=10, age_s=30, capacity=8192) as one:
+        begun_ns: list[int] = []
+        write = one.sink.write_trades
+
+        async def noted(rows: NDArray[np.void]) -> Result:
+            begun_ns.append(clock.mono_ns())
+            return await write(rows)
+
+        one.sink.write_trades = noted  # type: ignore[method-assign]
+        count = 0
+        while len(begun_ns) < 4:
+            one.feed(count, 20)
+            count += 20
+            await asyncio.sleep(0.001)
+        apart_s = np.diff(begun_ns) / 1e9
+        # The timer of the loop may be early by its granularity.
+        assert apart_s.min() > flusher_module.PACE_S - 0.003
+        begun_ns.clear()
+        one.feed(count, flusher_module.PACE_ROWS)
+        await until(lambda: sum(map(len, one.sink.batches)) == count + flusher_module.PACE_ROWS)
 
 
 async def test_what_became_of_a_batch_is_counted(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 A batch is written as soon as `batch_rows` trades wait or the oldest has waited `batch_age_s`.
 While a batch is under way the next one grows, up to MAX_BATCH_ROWS (group commit), so the load
-sets the batch size by itself. The ring's durable cursor moves after COMMIT only: whatever fails
-in between is written again, and the ledger sees to it that nothing is stored twice. While nothing
-comes to be written, the database is asked whether it is still there.
+sets the batch size by itself; and batches begin PACE_S apart, unless PACE_ROWS wait, so that a
+busy market is a few commits of many rows and not hundreds of a few. The ring's durable cursor
+moves after COMMIT only: whatever fails in between is written again, and the ledger sees to it
+that nothing is stored twice. While nothing comes to be written, the database is asked whether it
+is still there.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,13 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_ROWS = 16384
 """Rows of one transaction at most: past 8,192 a larger one gains nothing and blocks for longer."""
+
+PACE_S = 0.025
+"""Batches begin no closer together, or BATCH_TIMEOUT if that is shorter: each costs half a
+millisecond of processor time whatever its size."""
+
+PACE_ROWS = 4096
+"""So many rows do not wait for the pace."""
 
 STATE_INTERVAL_S = 1.0
 """Tickers and klines are written once a second, so at most one ticker a second and symbol."""
@@ -84,6 +93,15 @@ class Sink(Protocol):
     async def ping(self) -> None: ...
 
 
+class Wait(NamedTuple):
+    """How long to wait for the next look at the ring."""
+
+    limit_s: float | None
+    """0.0: a batch is due now. None: as long as it takes."""
+    rows: int
+    """Look earlier when so many rows are there."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlushPolicy:
     """When a batch is due: `batch_rows` rows wait, or the oldest waits `batch_age_s`."""
@@ -91,14 +109,18 @@ class FlushPolicy:
     batch_rows: int
     batch_age_s: float
 
-    def wait_s(self, pending: int, oldest_age_s: float) -> float | None:
-        """Return the seconds until a batch is due; 0.0 = now, None = when a row comes."""
+    def wait(self, pending: int, oldest_age_s: float, since_s: float) -> Wait:
+        """Tell when a batch is due; the last one has begun `since_s` ago."""
         if pending == 0:
-            return None
+            return Wait(None, 1)
+        hurry = max(PACE_ROWS, self.batch_rows)
+        if pending < hurry and (pace_s := min(PACE_S, self.batch_age_s) - since_s) > 0:
+            return Wait(pace_s, hurry)
         if pending >= self.batch_rows:
-            return 0.0
+            return Wait(0.0, 0)
         # A clock that stepped back makes an age negative: never wait longer than the policy says.
-        return min(max(0.0, self.batch_age_s - oldest_age_s), self.batch_age_s)
+        age_s = min(max(0.0, oldest_age_s), self.batch_age_s)
+        return Wait(self.batch_age_s - age_s, self.batch_rows)
 
 
 @dataclass(slots=True)
@@ -207,6 +229,7 @@ class Flusher:
         self._on_opened = on_opened
         self._due = asyncio.Event()
         self._draining = asyncio.Event()
+        self._began_ns = 0  # monotonic clock of the last batch of trades
         self._again: set[str] = set()  # what failed last, and waits for its next attempt
 
     async def run(self) -> None:
@@ -232,7 +255,7 @@ class Flusher:
                 if self._draining.is_set():
                     return
                 continue
-            began_ns = clock.mono_ns()
+            began_ns = self._began_ns = clock.mono_ns()
             write = self._sink.write_trades(rows)
             result = await self._attempt("trades", len(rows), write, backoff)
             if result is not None:
@@ -248,14 +271,14 @@ class Flusher:
             self.stats.turned_ns["trades"] = clock.mono_ns()
             pending = self._ring.pending
             age_s = (clock.wall_ns() - self._ring.oldest_recv_ns) / 1e9 if pending else 0.0
-            wait_s = self._policy.wait_s(pending, age_s)
-            if wait_s == 0.0:
+            since_s = (clock.mono_ns() - self._began_ns) / 1e9
+            limit_s, rows = self._policy.wait(pending, age_s, since_s)
+            if limit_s == 0.0:
                 return
             self._due.clear()
-            rows = 1 if wait_s is None else self._policy.batch_rows
             self._capture.wake_when(rows, self._due.set)
             # A read that ends in a protocol violation wakes nobody: look now and then.
-            limit_s = IDLE_LOOK_S if wait_s is None else wait_s
+            limit_s = IDLE_LOOK_S if limit_s is None else limit_s
             timer = asyncio.get_running_loop().call_later(limit_s, self._due.set)
             try:
                 await self._due.wait()
