@@ -25,10 +25,17 @@ def open_folder() -> Path:
 @asynccontextmanager
 async def server() -> AsyncIterator[str]:
     """Yield the DSN of a server that is gone afterwards; fsync is on, as in production."""
-    folder = open_folder()
+    async with postgres_in(open_folder()) as postgres:
+        yield postgres.dsn
+
+
+@asynccontextmanager
+async def postgres_in(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """Yield a started server, which may be stopped and started again; `folder` goes with it."""
     postgres = EmbeddedPostgres(folder, settings=SETTINGS)
     try:
-        yield await postgres.start()
+        await postgres.start()
+        yield postgres
     finally:
         await postgres.stop()
         shutil.rmtree(folder)
