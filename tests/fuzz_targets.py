@@ -22,7 +22,7 @@ from codec_check import Check, make_table
 from plain_frames import KLINE, SYMBOLS, TICKER, TRADE, compact, corpus, in_microseconds
 from ws_frames import payloads
 
-from tradecore import _copyenc, _history
+from tradecore import _copyenc, _history, _walks
 from tradecore._reframe import COMBINED, KINDS, reframe
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator
@@ -386,7 +386,7 @@ def copies() -> Callable[[bytes], bool]:
             else:
                 raise AssertionError(data)
         if dtype is TRADE_DTYPE:
-            runs = _copyenc.find_runs(rows, len(SYMBOLS), keep)
+            runs = _walks.find_runs(rows, len(SYMBOLS), keep)
             names = [name for name in runs.dtype.names if name != "unused"]
             found = [tuple(int(run[name]) for name in names) for run in runs]
             assert found == copy_oracle.slow_runs(rows, len(SYMBOLS), keep), data

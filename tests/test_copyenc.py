@@ -1,4 +1,4 @@
-"""The COPY bytes against a slow encoder, and the walks over batches against slow walks."""
+"""The COPY bytes against a slow encoder."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ from copy_oracle import (
     EPOCH_US,
     joined,
     kline_bytes,
-    slow_runs,
     stream_bytes,
     ticker_bytes,
     trade_bytes,
@@ -17,13 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tradecore._copyenc import (
-    RUN_DTYPE,
     encode_klines,
     encode_tickers,
     encode_trades,
-    find_runs,
-    mask_rows,
-    observe_latency,
 )
 from tradecore.schema import (
     FLAG_VOID,
@@ -222,53 +217,3 @@ def test_the_longest_ticker_fits_the_room_behind_a_slice() -> None:
     expected = ticker_bytes(rows[0], "Z" * 40)
     assert len(expected) <= 930
     assert joined(encode_tickers(rows, Symbols("Z" * 40))) == stream_bytes([expected] * 400)
-
-
-# ---- walks -----------------------------------------------------------------------------------
-
-
-NARROW = st.fixed_dictionaries(
-    {
-        "trade_id": st.one_of(st.integers(0, 6), st.integers(2**63 - 3, 2**63 - 1)),
-        "trade_us": st.integers(0, 5),
-        "symbol_id": st.one_of(st.integers(0, 2), st.just(2**32 - 1)),
-        "flags": st.integers(0, 3),
-    }
-)
-
-
-@given(st.lists(NARROW, max_size=40), st.data())
-def test_runs_equal_the_slow_walk(values: list[dict[str, int]], data: st.DataObject) -> None:
-    rows = trades(*values)
-    keep = np.array([data.draw(st.integers(0, 1)) for _ in values], np.uint8)
-    names = [name for name in RUN_DTYPE.names or () if name != "unused"]
-    for flags in (keep, np.ones(len(values), np.uint8)):
-        runs = find_runs(rows, 3, flags)
-        assert runs.dtype == RUN_DTYPE
-        assert [tuple(int(run[n]) for n in names) for run in runs] == slow_runs(rows, 3, flags)
-
-
-@given(st.lists(NARROW, max_size=40), st.sets(st.tuples(st.integers(0, 2), st.integers(0, 6))))
-def test_mask_clears_the_rows_of_the_cuts(
-    values: list[dict[str, int]], ids: set[tuple[int, int]]
-) -> None:
-    rows = trades(*values)
-    cuts = np.zeros(len(ids), RUN_DTYPE)
-    for cut, (owner, trade_id) in zip(cuts, sorted(ids), strict=True):
-        cut["symbol_id"], cut["first_id"], cut["last_id"] = owner, trade_id, trade_id
-    keep = np.ones(len(rows), np.uint8)
-    hit = [
-        (int(row["symbol_id"]), int(row["trade_id"])) in ids and not int(row["flags"]) & FLAG_VOID
-        for row in rows
-    ]
-    assert mask_rows(rows, cuts, keep) == sum(hit)
-    assert keep.tolist() == [not h for h in hit]
-
-
-def test_latency_histogram_counts_each_row_once() -> None:
-    bounds = np.array([10, 100], np.int64)
-    counts = np.zeros(3, np.int64)
-    recv = [990, 989, 900, 899, 1, 0, 1001]
-    rows = trades(*({"recv_ns": ns} for ns in recv), {"recv_ns": 995, "flags": FLAG_VOID})
-    assert observe_latency(rows, 1000, bounds, counts) == (5, 10 + 11 + 100 + 101 + 999, 1)
-    assert counts.tolist() == [1, 2, 2]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tradecore._copyenc import find_runs
+from tradecore._walks import find_runs
 from tradecore.schema import FLAG_VOID, TRADE_DTYPE
 from tradecore.store.ledger import (
     Change,

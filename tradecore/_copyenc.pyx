@@ -1,4 +1,4 @@
-"""Encode rows to PostgreSQL's binary COPY format, and walk batches of trades without objects.
+"""Encode rows to PostgreSQL's binary COPY format.
 
 Layout, all integers big-endian (`tests/test_copyenc.py` builds the same bytes by hand):
 
@@ -19,13 +19,12 @@ weight moves by two.
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-
-import numpy as np
 
 from tradecore.schema import KLINE_DTYPE, TICKER_DTYPE, TRADE_DTYPE
 
+from tradecore._arrays cimport bytes_of, flags_of
 from tradecore._rows cimport (
     FLAG_BUYER_IS_MAKER,
     FLAG_CLOSED,
@@ -35,18 +34,6 @@ from tradecore._rows cimport (
     kline_row_t,
     ticker_row_t,
     trade_row_t,
-)
-
-RUN_DTYPE = np.dtype(
-    [
-        ("first_id", "<i8"),
-        ("last_id", "<i8"),
-        ("first_us", "<i8"),
-        ("last_us", "<i8"),
-        ("first_row", "<i8"),
-        ("symbol_id", "<u4"),
-        ("unused", "<u4"),
-    ]
 )
 
 cdef extern from *:
@@ -276,24 +263,6 @@ cdef _Prefixes _prefixes_of(symbols):
     return _prefixes
 
 
-cdef const uint8_t[::1] _bytes_of(rows, dtype):
-    """The bytes of a one-dimensional contiguous array of `dtype`."""
-    if rows.dtype is not dtype and rows.dtype != dtype:
-        raise TypeError(f"rows of {rows.dtype} are not rows of {dtype}")
-    if rows.ndim != 1 or not rows.flags.c_contiguous:
-        raise ValueError("rows are not one contiguous run")
-    return rows.view(np.uint8)
-
-
-cdef const uint8_t[::1] _flags_of(keep, Py_ssize_t count):
-    if keep is None:
-        return None
-    cdef const uint8_t[::1] view = keep.view(np.uint8)
-    if view.shape[0] != count:
-        raise ValueError(f"{view.shape[0]} flags for {count} rows")
-    return view
-
-
 cdef enum:
     KIND_TRADE
     KIND_TICKER
@@ -318,10 +287,10 @@ cdef class CopySlices:
 
     def __cinit__(self, int kind, rows, dtype, symbols, keep):
         self.kind = kind
-        self.raw = _bytes_of(rows, dtype)
+        self.raw = bytes_of(rows, dtype)
         self.count = len(rows)
         self.rows = <const char *>&self.raw[0] if self.count else NULL
-        self.keep = _flags_of(keep, self.count)
+        self.keep = flags_of(keep, self.count)
         self.prefixes = _prefixes_of(symbols)
         self.buffer = PyByteArray_FromStringAndSize(NULL, SLICE_BYTES + ROW_ROOM)
         self.view = memoryview(self.buffer)
@@ -399,159 +368,3 @@ def encode_tickers(rows, symbols, keep=None):
 def encode_klines(rows, symbols, keep=None):
     """COPY stream of KLINE_COLUMNS."""
     return CopySlices(KIND_KLINE, rows, KLINE_DTYPE, symbols, keep)
-
-
-# ---- walks over a batch ----------------------------------------------------------------------
-
-# C twin of RUN_DTYPE.
-cdef struct run_t:
-    int64_t first_id
-    int64_t last_id
-    int64_t first_us
-    int64_t last_us
-    int64_t first_row
-    uint32_t symbol_id
-    uint32_t unused
-
-
-cdef Py_ssize_t walk_runs(
-    const trade_row_t *rows,
-    Py_ssize_t count,
-    const uint8_t *keep,
-    int32_t *open_runs,
-    uint32_t symbol_count,
-    run_t *runs,
-) noexcept nogil:
-    """Fill `runs`; `open_runs[symbol_id]` is the run that the symbol's next row may extend."""
-    cdef const trade_row_t *row
-    cdef run_t *run
-    cdef Py_ssize_t i, found = 0
-    cdef bint known
-    for i in range(count):
-        row = rows + i
-        if row.flags & FLAG_VOID or (keep != NULL and not keep[i]):
-            continue
-        known = row.symbol_id < symbol_count
-        if known and open_runs[row.symbol_id] >= 0:
-            run = runs + open_runs[row.symbol_id]
-            if run.last_id != INT64_MAX and row.trade_id == run.last_id + 1:
-                run.last_id = row.trade_id
-                if row.trade_us < run.first_us:
-                    run.first_us = row.trade_us
-                if row.trade_us > run.last_us:
-                    run.last_us = row.trade_us
-                continue
-        if known:
-            open_runs[row.symbol_id] = <int32_t>found
-        run = runs + found
-        run.first_id = run.last_id = row.trade_id
-        run.first_us = run.last_us = row.trade_us
-        run.first_row = i
-        run.symbol_id = row.symbol_id
-        run.unused = 0
-        found += 1
-    return found
-
-
-def find_runs(rows, uint32_t symbol_count, keep=None):
-    """Maximal runs of ascending consecutive ids per symbol, in order of arrival (RUN_DTYPE).
-
-    A duplicate or an id out of order starts a new run. `first_us` and `last_us` are the least and
-    the greatest trade time of the run's rows, `first_row` the index of its first one. Rows of a
-    symbol id >= `symbol_count` form a run each.
-    """
-    cdef const uint8_t[::1] raw = _bytes_of(rows, TRADE_DTYPE)
-    cdef Py_ssize_t count = len(rows)
-    cdef const uint8_t[::1] flags = _flags_of(keep, count)
-    cdef const uint8_t *first_flag = NULL
-    cdef uint8_t[::1] out
-    cdef int32_t[::1] open_runs
-    if count == 0:
-        return np.empty(0, RUN_DTYPE)
-    if count > 0x7FFFFFFF:
-        raise ValueError(f"a batch of {count} rows is too large")
-    if flags is not None:
-        first_flag = &flags[0]
-    runs = np.empty(count, RUN_DTYPE)
-    out = runs.view(np.uint8)
-    open_runs = np.full(max(symbol_count, 1), -1, np.int32)
-    return runs[
-        : walk_runs(
-            <const trade_row_t *>&raw[0],
-            count,
-            first_flag,
-            &open_runs[0],
-            symbol_count,
-            <run_t *>&out[0],
-        )
-    ].copy()
-
-
-cdef inline bint is_cut(
-    const run_t *cuts, Py_ssize_t count, uint32_t symbol_id, int64_t trade_id
-) noexcept nogil:
-    """Binary search for the last cut that starts at or before the id."""
-    cdef Py_ssize_t low = 0, high = count, middle
-    while low < high:
-        middle = (low + high) // 2
-        if cuts[middle].symbol_id < symbol_id or (
-            cuts[middle].symbol_id == symbol_id and cuts[middle].first_id <= trade_id
-        ):
-            low = middle + 1
-        else:
-            high = middle
-    return low > 0 and cuts[low - 1].symbol_id == symbol_id and trade_id <= cuts[low - 1].last_id
-
-
-def mask_rows(rows, cuts, keep):
-    """Clear `keep` (uint8) of every row that lies in one of `cuts`; return how many were cleared.
-
-    `cuts` (RUN_DTYPE, only ids count): disjoint, sorted by symbol id and first id.
-    """
-    cdef const uint8_t[::1] raw = _bytes_of(rows, TRADE_DTYPE)
-    cdef const uint8_t[::1] ranges = _bytes_of(cuts, RUN_DTYPE)
-    cdef Py_ssize_t count = len(rows), cut_count = len(cuts), i, cleared = 0
-    cdef uint8_t[::1] flags = keep
-    cdef const trade_row_t *row
-    if flags.shape[0] != count:
-        raise ValueError(f"{flags.shape[0]} flags for {count} rows")
-    if count == 0 or cut_count == 0:
-        return 0
-    for i in range(count):
-        row = <const trade_row_t *>&raw[0] + i
-        if flags[i] and not row.flags & FLAG_VOID and is_cut(
-            <const run_t *>&ranges[0], cut_count, row.symbol_id, row.trade_id
-        ):
-            flags[i] = 0
-            cleared += 1
-    return cleared
-
-
-def observe_latency(rows, int64_t commit_ns, const int64_t[::1] bounds_ns, int64_t[::1] counts):
-    """Add receive-to-commit times of a committed batch to a histogram.
-
-    `counts` has one place per upper bound (ascending, inclusive, not cumulative) and one for all
-    above. Void rows and rows without receive time do not count. A negative time (the clock was
-    set back) is added to no place. Returns (rows added, their sum in ns, negative ones).
-    """
-    cdef const uint8_t[::1] raw = _bytes_of(rows, TRADE_DTYPE)
-    cdef Py_ssize_t count = len(rows), places = bounds_ns.shape[0], i, place
-    cdef const trade_row_t *row
-    cdef int64_t added = 0, total_ns = 0, negative = 0, latency_ns
-    if counts.shape[0] != places + 1:
-        raise ValueError(f"{counts.shape[0]} counts for {places} bounds")
-    for i in range(count):
-        row = <const trade_row_t *>&raw[0] + i
-        if row.recv_ns == 0 or row.flags & FLAG_VOID:
-            continue
-        latency_ns = commit_ns - row.recv_ns
-        if latency_ns < 0:
-            negative += 1
-            continue
-        place = 0
-        while place < places and latency_ns > bounds_ns[place]:
-            place += 1
-        counts[place] += 1
-        added += 1
-        total_ns += latency_ns
-    return added, total_ns, negative

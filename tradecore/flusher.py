@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tradecore import clock
-from tradecore._copyenc import observe_latency
+from tradecore._walks import observe_latency
 from tradecore.backoff import Backoff
 from tradecore.capture import Capture
 from tradecore.conflator import Conflator

@@ -9,7 +9,7 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from tradecore._copyenc import RUN_DTYPE, find_runs
+from tradecore._walks import RUN_DTYPE, find_runs
 from tradecore.schema import FLAG_FAR_BELOW, FLAG_VOID
 from tradecore.store import ledger
 from tradecore.store.refused import Refusal

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from tradecore._copyenc import find_runs
+from tradecore._walks import find_runs
 from tradecore.schema import FLAG_AFTER_REFUSED, FLAG_FIRST_OF_EPOCH, FLAG_FIRST_OF_RUN
 from tradecore.store.batch import Keep, Rows
 from tradecore.store.ledger import Span

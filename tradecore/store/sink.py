@@ -26,7 +26,7 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from tradecore._copyenc import mask_rows
+from tradecore._walks import mask_rows
 from tradecore.errors import StoreError, TransientStoreError
 from tradecore.log import once_per
 from tradecore.store import coverage, ledger
