@@ -1,4 +1,4 @@
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +6,14 @@ import numpy.typing as npt
 _Rows: TypeAlias = npt.NDArray[Any]
 
 RUN_DTYPE: np.dtype[Any]
+
+class Survey(NamedTuple):
+    first_us: int
+    last_us: int
+    flags: int
+    symbols: int
+
+def survey(rows: _Rows) -> Survey: ...
 
 def find_runs(
     rows: _Rows, symbol_count: int, keep: npt.NDArray[np.uint8] | None = None

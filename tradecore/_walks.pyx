@@ -1,6 +1,11 @@
-"""Walks over a batch of trades without an object per row: its runs of ids, cuts, latencies."""
+"""Walks over a batch of trades without an object per row: what is in it, its runs of ids, cuts,
+latencies.
+"""
 
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t
+from collections import namedtuple
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 import numpy as np
 
@@ -21,6 +26,8 @@ RUN_DTYPE = np.dtype(
     ]
 )
 
+Survey = namedtuple("Survey", ("first_us", "last_us", "flags", "symbols"))
+
 # C twin of RUN_DTYPE.
 cdef struct run_t:
     int64_t first_id
@@ -30,6 +37,32 @@ cdef struct run_t:
     int64_t first_row
     uint32_t symbol_id
     uint32_t unused
+
+
+# Where runs are laid down before it is known how many there are: kept, since fresh memory would
+# have to be mapped for each batch. As large as the longest batch needs.
+cdef bytearray _scratch = bytearray()
+
+
+def survey(rows):
+    """What bounds the rows have: (least trade time, greatest one, all of their flags, number of
+    symbol ids up to the greatest one). Void rows count as well; (0, 0, 0, 0) when there are none.
+    """
+    cdef const uint8_t[::1] raw = bytes_of(rows, TRADE_DTYPE)
+    cdef Py_ssize_t count = len(rows), i
+    cdef const trade_row_t *row
+    cdef int64_t first_us = INT64_MAX, last_us = INT64_MIN
+    cdef uint16_t flags = 0
+    cdef uint32_t last_symbol = 0
+    if count == 0:
+        return Survey(0, 0, 0, 0)
+    for i in range(count):
+        row = <const trade_row_t *>&raw[0] + i
+        first_us = min(first_us, row.trade_us)
+        last_us = max(last_us, row.trade_us)
+        last_symbol = max(last_symbol, row.symbol_id)
+        flags |= row.flags
+    return Survey(first_us, last_us, flags, <int64_t>last_symbol + 1)
 
 
 cdef Py_ssize_t walk_runs(
@@ -82,27 +115,27 @@ def find_runs(rows, uint32_t symbol_count, keep=None):
     cdef Py_ssize_t count = len(rows)
     cdef const uint8_t[::1] flags = flags_of(keep, count)
     cdef const uint8_t *first_flag = NULL
-    cdef uint8_t[::1] out
     cdef int32_t[::1] open_runs
+    cdef Py_ssize_t found
+    global _scratch
     if count == 0:
         return np.empty(0, RUN_DTYPE)
     if count > 0x7FFFFFFF:
         raise ValueError(f"a batch of {count} rows is too large")
     if flags is not None:
         first_flag = &flags[0]
-    runs = np.empty(count, RUN_DTYPE)
-    out = runs.view(np.uint8)
+    if len(_scratch) < count * <Py_ssize_t>sizeof(run_t):
+        _scratch = bytearray(count * sizeof(run_t))
     open_runs = np.full(max(symbol_count, 1), -1, np.int32)
-    return runs[
-        : walk_runs(
-            <const trade_row_t *>&raw[0],
-            count,
-            first_flag,
-            &open_runs[0],
-            symbol_count,
-            <run_t *>&out[0],
-        )
-    ].copy()
+    found = walk_runs(
+        <const trade_row_t *>&raw[0],
+        count,
+        first_flag,
+        &open_runs[0],
+        symbol_count,
+        <run_t *>PyByteArray_AS_STRING(_scratch),
+    )
+    return np.frombuffer(_scratch, RUN_DTYPE, found).copy()
 
 
 cdef inline bint is_cut(
@@ -153,9 +186,9 @@ def observe_latency(rows, int64_t commit_ns, const int64_t[::1] bounds_ns, int64
     set back) is added to no place. Returns (rows added, their sum in ns, negative ones).
     """
     cdef const uint8_t[::1] raw = bytes_of(rows, TRADE_DTYPE)
-    cdef Py_ssize_t count = len(rows), places = bounds_ns.shape[0], i, place
+    cdef Py_ssize_t count = len(rows), places = bounds_ns.shape[0], i, place = 0
     cdef const trade_row_t *row
-    cdef int64_t added = 0, total_ns = 0, negative = 0, latency_ns
+    cdef int64_t added = 0, total_ns = 0, negative = 0, latency_ns, last_ns = INT64_MAX
     if counts.shape[0] != places + 1:
         raise ValueError(f"{counts.shape[0]} counts for {places} bounds")
     for i in range(count):
@@ -166,9 +199,12 @@ def observe_latency(rows, int64_t commit_ns, const int64_t[::1] bounds_ns, int64
         if latency_ns < 0:
             negative += 1
             continue
-        place = 0
-        while place < places and latency_ns > bounds_ns[place]:
-            place += 1
+        # All trades of one socket read share their place.
+        if latency_ns != last_ns:
+            last_ns = latency_ns
+            place = 0
+            while place < places and latency_ns > bounds_ns[place]:
+                place += 1
         counts[place] += 1
         added += 1
         total_ns += latency_ns

@@ -9,7 +9,7 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from tradecore._walks import RUN_DTYPE, find_runs
+from tradecore._walks import RUN_DTYPE, Survey, find_runs, survey
 from tradecore.schema import FLAG_FAR_BELOW, FLAG_VOID
 from tradecore.store import ledger
 from tradecore.store.refused import Refusal
@@ -49,6 +49,7 @@ class TradeBatch:
     """Trades of one transaction, before the ledger was asked."""
 
     rows: Rows
+    seen: Survey
     keep: Keep
     pieces: Pieces
     """Ids and times of the rows to keep."""
@@ -61,7 +62,15 @@ class TradeBatch:
 
 def look_at_trades(rows: Rows, symbols: Symbols) -> TradeBatch:
     """Find the id ranges of the batch; leave out doubled ids and rows that nobody can store."""
-    keep, refusals = mask_impossible(rows, TRADES, symbols)
+    seen = survey(rows)
+    if (
+        seen.symbols <= len(symbols)
+        and 0 <= seen.first_us <= seen.last_us < _END_US
+        and not seen.flags & (FLAG_FAR_BELOW | FLAG_VOID)
+    ):
+        keep, refusals = np.ones(len(rows), np.uint8), list[Refusal]()
+    else:
+        keep, refusals = mask_impossible(rows, TRADES, symbols)
     runs = find_runs(rows, len(symbols), keep if refusals else None)
     pieces, repeated = ledger.join_runs(runs)
     repeats = 0
@@ -69,7 +78,7 @@ def look_at_trades(rows: Rows, symbols: Symbols) -> TradeBatch:
         repeats = ledger.mask_repeats(rows, keep)
         pieces = find_pieces(rows, keep, symbols)
     names = {symbol_id: symbols.name(symbol_id) for symbol_id in pieces}
-    return TradeBatch(rows, keep, pieces, names, repeats, refusals)
+    return TradeBatch(rows, seen, keep, pieces, names, repeats, refusals)
 
 
 def find_pieces(rows: Rows, keep: Keep, symbols: Symbols) -> Pieces:
@@ -105,24 +114,29 @@ def live_rows(rows: Rows, target: Target) -> npt.NDArray[np.bool_]:
     return (rows["flags"] & FLAG_VOID) == 0  # type: ignore[no-any-return]
 
 
-def days_of(rows: Rows, target: Target, keep: Keep, from_us: int | None = None) -> set[date]:
-    """Return the UTC days of the rows to keep, or a day too many when all are of one.
+def days_of(rows: Rows, target: Target, keep: Keep) -> set[date]:
+    """Return the UTC days of the rows to keep."""
+    days = np.unique(rows[target.time_field][(keep != 0) & live_rows(rows, target)] // _DAY_US)
+    return {date.fromordinal(_EPOCH_DAY + day) for day in days.tolist()}
 
-    Without those before `from_us`, a midnight.
+
+def days_of_batch(batch: TradeBatch, from_us: int | None) -> set[date]:
+    """Return the UTC days of the rows to keep, without those before `from_us`, a midnight.
+
+    A day too many when all are of one and none is kept.
     """
-    times = rows[target.time_field]
-    first, last = int(times.min()) // _DAY_US, int(times.max()) // _DAY_US
-    if first == last:
-        days = [first] if 0 <= first < _END_US // _DAY_US else []
-    else:
-        days = np.unique(times[(keep != 0) & live_rows(rows, target)] // _DAY_US).tolist()
-    first = (from_us or 0) // _DAY_US
-    return {date.fromordinal(_EPOCH_DAY + day) for day in days if day >= first}
+    first = max(from_us or 0, 0) // _DAY_US
+    day = batch.seen.first_us // _DAY_US
+    if day == batch.seen.last_us // _DAY_US:
+        return {date.fromordinal(_EPOCH_DAY + day)} if first <= day < _END_US // _DAY_US else set()
+    floor = date.fromordinal(_EPOCH_DAY + first)
+    return {day for day in days_of(batch.rows, TRADES, batch.keep) if day >= floor}
 
 
-def mask_older(rows: Rows, keep: Keep, from_us: int | None) -> int:
+def mask_older(batch: TradeBatch, from_us: int | None) -> int:
     """Take trades before `from_us` out of the rows to keep; return how many."""
-    if from_us is None:
+    rows, keep = batch.rows, batch.keep
+    if from_us is None or batch.seen.first_us >= from_us:
         return 0
     older = (rows["trade_us"] < from_us) & (keep != 0) & live_rows(rows, TRADES)
     count = int(np.count_nonzero(older))
@@ -131,16 +145,15 @@ def mask_older(rows: Rows, keep: Keep, from_us: int | None) -> int:
     return count
 
 
-def minutes_before(
-    rows: Rows, keep: Keep, end_us: int | None
-) -> list["asyncpg.Range[datetime]"] | None:
+def minutes_before(batch: TradeBatch, end_us: int | None) -> list["asyncpg.Range[datetime]"] | None:
     """Return the minutes of the rows to keep that begin before `end_us`, adjacent ones as one.
 
-    None when there are none, which is the rule: then it costs one look at the times.
+    None when there are none, which is the rule.
     """
-    if end_us is None or len(rows) == 0 or int(rows["trade_us"].min()) >= end_us:
+    rows = batch.rows
+    if end_us is None or len(rows) == 0 or batch.seen.first_us >= end_us:
         return None
-    times = rows["trade_us"][(keep != 0) & live_rows(rows, TRADES)]
+    times = rows["trade_us"][(batch.keep != 0) & live_rows(rows, TRADES)]
     minutes = np.unique(times[times < end_us] // _MINUTE_US)
     if len(minutes) == 0:
         return None

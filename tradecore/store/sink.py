@@ -39,6 +39,7 @@ from tradecore.store.batch import (
     TradeBatch,
     as_cuts,
     days_of,
+    days_of_batch,
     find_pieces,
     live_rows,
     look_at_trades,
@@ -167,7 +168,7 @@ class Sink:
             call.offer(batch)
             return await self._transact(
                 sql.TRADES,
-                days_of(part, sql.TRADES, batch.keep, self.horizon_us),
+                days_of_batch(batch, self.horizon_us),
                 batch.names.values(),
                 lambda conn: self._store_trades(conn, batch, call, careful),
             )
@@ -189,7 +190,7 @@ class Sink:
         stored_before, raw_from_us, candles_through_us = await coverage.read(conn, names, pieces)
         if raw_from_us is not None:  # not known of a batch of refusals only
             self.horizon_us = raw_from_us
-        expired = mask_older(rows, keep, raw_from_us)
+        expired = mask_older(batch, raw_from_us)
         if expired:
             pieces = find_pieces(rows, keep, call.symbols)
         cuts = {s: ledger.overlaps(found, stored_before[s]) for s, found in pieces.items()}
@@ -217,7 +218,7 @@ class Sink:
         causes = HoleCauses(rows, keep, len(call.symbols), refusals, call.hole_cause)
         origin = coverage.Origin(call.filled_by, causes)
         opened = await coverage.write(conn, names, pieces, stored_before, origin)
-        if minutes := minutes_before(rows, keep, candles_through_us):
+        if minutes := minutes_before(batch, candles_through_us):
             await conn.execute(sql.ADD_WINDOW, minutes)
         call.store(names, pieces, opened)
         duplicate = batch.repeats + cut - confirmed + expected - stored
