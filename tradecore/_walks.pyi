@@ -14,7 +14,6 @@ class Survey(NamedTuple):
     symbols: int
 
 def survey(rows: _Rows) -> Survey: ...
-
 def find_runs(
     rows: _Rows, symbol_count: int, keep: npt.NDArray[np.uint8] | None = None
 ) -> npt.NDArray[Any]: ...
