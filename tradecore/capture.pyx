@@ -11,7 +11,6 @@ from collections import namedtuple
 from weakref import WeakSet
 
 from libc.stdint cimport INT64_MAX
-from libc.stdlib cimport calloc, free
 
 from tradecore import _tracks
 from tradecore._fastparse import CAUSES
@@ -492,36 +491,3 @@ cdef class Capture:
             )
             for i in range(LINE_COUNT)
         )
-
-
-def bench_ingest(Capture capture not None, list frames not None, int rounds):
-    """Run the daemon's own path over `frames` from C; return (nanoseconds, trades in the ring).
-
-    The ring is emptied between rounds and the ids start anew, so every frame is published.
-    """
-    cdef int64_t elapsed = 0
-    cdef int64_t start
-    cdef int64_t recv_ns = tc_wall_ns()
-    cdef Py_ssize_t count = len(frames)
-    cdef Py_ssize_t i
-    cdef bytes frame
-    cdef const char **data = <const char **>calloc(count, sizeof(char *))
-    cdef Py_ssize_t *sizes = <Py_ssize_t *>calloc(count, sizeof(Py_ssize_t))
-    if data == NULL or sizes == NULL:
-        raise MemoryError
-    try:
-        for i in range(count):
-            frame = frames[i]
-            data[i] = frame
-            sizes[i] = len(frame)
-        for _ in range(rounds):
-            capture.ring.release(capture.ring.pending)
-            capture._tracks.restart()
-            start = tc_mono_ns()
-            for i in range(count):
-                capture.ingest(data[i], sizes[i], recv_ns, 0, 0)
-            elapsed += tc_mono_ns() - start
-    finally:
-        free(data)
-        free(sizes)
-    return elapsed, capture.ring.pending
