@@ -130,6 +130,21 @@ def test_two_streams_at_once_do_not_share_a_buffer() -> None:
     assert b"".join(b for _, b in pairs) == joined(encode_trades(other, symbols))
 
 
+def test_a_buffer_is_used_again_by_the_next_stream_only() -> None:
+    rows, symbols = trades({"trade_id": 1}), Symbols("BTCUSDT")
+    first = encode_trades(rows, symbols)
+    buffer = next(first).obj
+    second = encode_trades(rows, symbols)  # while the first one has not ended
+    assert next(second).obj is not buffer
+    assert list(first) == list(second) == []
+    assert list(first) == []
+    assert next(encode_trades(rows, symbols)).obj is not buffer  # the one that ended last
+    left = encode_trades(rows, symbols)
+    next(left)
+    del left  # never walked to its end
+    assert joined(encode_trades(rows, symbols)) == stream_bytes([trade_bytes(rows[0], "BTCUSDT")])
+
+
 def test_no_rows_make_an_empty_stream() -> None:
     assert joined(encode_trades(np.zeros(0, TRADE_DTYPE), Symbols())) == stream_bytes([])
 

@@ -269,11 +269,23 @@ cdef enum:
     KIND_KLINE
 
 
+# The buffer of the stream that ended last: a fresh one would have to be mapped for each batch.
+cdef bytearray _spare = None
+
+
+cdef bytearray take_buffer():
+    global _spare
+    cdef bytearray buffer = _spare
+    _spare = None
+    return buffer or PyByteArray_FromStringAndSize(NULL, SLICE_BYTES + ROW_ROOM)
+
+
 cdef class CopySlices:
     """Iterator over the slices of one COPY stream.
 
-    Every slice lies in the same buffer: it holds until the next one is asked for. asyncpg copies a
-    slice before it asks for more. (It takes `bytes` for a path: hand it an async iterator.)
+    Every slice lies in the same buffer: it holds until the next one is asked for, or the end of
+    the stream. asyncpg copies a slice before it asks for more. (It takes `bytes` for a path: hand
+    it an async iterator.)
     """
 
     cdef int kind
@@ -292,7 +304,7 @@ cdef class CopySlices:
         self.rows = <const char *>&self.raw[0] if self.count else NULL
         self.keep = flags_of(keep, self.count)
         self.prefixes = _prefixes_of(symbols)
-        self.buffer = PyByteArray_FromStringAndSize(NULL, SLICE_BYTES + ROW_ROOM)
+        self.buffer = take_buffer()
         self.view = memoryview(self.buffer)
 
     @property
@@ -304,11 +316,15 @@ cdef class CopySlices:
         return self
 
     def __next__(self):
-        cdef char *start = PyByteArray_AS_STRING(self.buffer)
-        cdef char *out = start
+        global _spare
+        cdef char *start
+        cdef char *out
         cdef int status = ROW_DONE
         if self.finished:
+            if self.buffer is not None:
+                _spare, self.buffer, self.view = self.buffer, None, None
             raise StopIteration
+        out = start = PyByteArray_AS_STRING(self.buffer)
         if not self.started:
             self.started = True
             memcpy(out, <const char *>HEADER, 19)
