@@ -54,7 +54,12 @@ SILENT_S = 10.0
 """A database that has answered nothing for so long since it was asked is away."""
 
 RETRY_BASE_S = 0.1
-RETRY_CAP_S = 5.0
+RETRY_CAP_S = 1.0
+"""Rows wait: a server that is back is met within a second."""
+
+REFUSED_PATIENCE = 5.0
+"""So many times longer is waited for one that refuses writes: somebody has to mend it, and each
+attempt is an error in its log."""
 
 DURATION_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 ROWS_BOUNDS = (1, 10, 50, 100, 200, 500, 1000, 2000, 4000, 8000, MAX_BATCH_ROWS)
@@ -344,7 +349,8 @@ class Flusher:
             if count:
                 self._again.add(what)
             # While draining the supervisor's time limit ends the attempts.
-            await asyncio.sleep(max(backoff.next_delay_s(), 0.01))
+            patience = REFUSED_PATIENCE if error.fatal_looking else 1.0
+            await asyncio.sleep(max(patience * backoff.next_delay_s(), 0.01))
             return None
         finally:
             del self.stats.asked_ns[what]
