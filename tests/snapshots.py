@@ -24,6 +24,7 @@ from tradecore.snapshot import (
     Shards,
     Snapshot,
     SymbolState,
+    SymbolStates,
     VenueRest,
 )
 
@@ -47,18 +48,20 @@ HEALTHY = Snapshot(
         ConnectionState(name="B0", line="B", state="live", streams=2, data_age_s=0.5),
     ),
     streams_wanted=6,
-    symbols=(
-        SymbolState(
-            "BTCUSDT",
-            1001,
-            5_000_000_001,
-            0.25,
-            holes=2,
-            ids_missing=30,
-            complete_through_us=1_700_000_001_250_000,
-            proven_through_us=1_699_999_980_000_000,
-        ),
-        SymbolState("ETHUSDT", 0, None, None),
+    symbols=SymbolStates(
+        (
+            SymbolState(
+                "BTCUSDT",
+                1001,
+                5_000_000_001,
+                0.25,
+                holes=2,
+                ids_missing=30,
+                complete_through_us=1_700_000_001_250_000,
+                proven_through_us=1_699_999_980_000_000,
+            ),
+            SymbolState("ETHUSDT", 0, None, None),
+        )
     ),
     ring=RingUse(
         rows=256, capacity=1024, above_high_water=False, oldest_age_s=0.125, disk_free_bytes=1 << 30

@@ -7,9 +7,9 @@ import pytest
 from http_desk import fetch, raw, serving
 from snapshots import HEALTHY, changed
 
-from tradecore.snapshot import SymbolState
+from tradecore.snapshot import SymbolState, SymbolStates
 
-MANY = changed(symbols=tuple(SymbolState(f"S{n}USDT", n, n, 0.25) for n in range(1400)))
+MANY = changed(symbols=SymbolStates(SymbolState(f"S{n}USDT", n, n, 0.25) for n in range(1400)))
 PATHS = ("/health", "/metrics", "/health/binance")
 """Small, and large ones of two kinds."""
 

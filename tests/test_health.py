@@ -8,10 +8,9 @@ from http_desk import fetch, serving
 from snapshots import changed
 
 from tradecore.http.health import assess
-from tradecore.snapshot import ConnectionState, SymbolState
+from tradecore.snapshot import ConnectionState
 
 AWAY = {"database__reachable": False, "database__last_error": "connection refused"}
-STALE = SymbolState("ETHUSDT", 5, 9, 77.0, stale=True)
 STANDBY = {"connections": (), "streams_wanted": 0}
 DEAD_FEED = {
     "connections": (
@@ -32,7 +31,7 @@ def connection(state: str, streams: int) -> ConnectionState:
         ({"database__parked_age_s": 299.0}, "degraded", ["rows_parked"]),
         ({"database__parked_age_s": 301.0}, "ok", []),
         ({"ring__disk_free_bytes": 1 << 19}, "degraded", ["disk_full"]),
-        ({"symbols": (STALE,)}, "degraded", ["symbols_stale"]),
+        ({"stale": ("ETHUSDT",)}, "degraded", ["symbols_stale"]),
         ({"counters__trades_far_below": 1}, "degraded", ["ids_far_below"]),
         ({**STANDBY, "shards__held": 0}, "ok", []),
         ({**STANDBY, "shards__held": 3}, "ok", []),  # that no symbol is in

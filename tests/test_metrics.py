@@ -11,7 +11,13 @@ from snapshots import HEALTHY, changed
 from tradecore.feed.states import State
 from tradecore.metric_table import METRICS
 from tradecore.metrics import OPENMETRICS, PLAIN, content_type, render
-from tradecore.snapshot import CONNECTION_STATES, Histogram, SymbolState, read_process
+from tradecore.snapshot import (
+    CONNECTION_STATES,
+    Histogram,
+    SymbolState,
+    SymbolStates,
+    read_process,
+)
 
 NAMES = """\
 tradecore_ready{}
@@ -347,7 +353,7 @@ def test_openmetrics_ends_with_its_mark():
 )
 def test_any_symbol_is_a_valid_label(form, parse):
     names = ["币安人生USDT", 'A"B', "A\\B", "A\nB", "A\\nB"]
-    snapshot = changed(symbols=tuple(SymbolState(name, 1, 1, 0.0) for name in names))
+    snapshot = changed(symbols=SymbolStates(SymbolState(name, 1, 1, 0.0) for name in names))
     families = parse(render(snapshot, form).decode())
     found = [
         sample.labels["symbol"]
@@ -359,7 +365,7 @@ def test_any_symbol_is_a_valid_label(form, parse):
 
 
 def test_a_daemon_that_has_seen_nothing_can_be_scraped():
-    snapshot = changed(symbols=(), connections=(), received_per_s=0.0)
+    snapshot = changed(symbols=SymbolStates(()), connections=(), received_per_s=0.0)
     found = samples(render(snapshot).decode())
     assert found["tradecore_ring_absorbable_seconds"] == float("inf")
 

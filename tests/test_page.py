@@ -19,7 +19,7 @@ from tests.test_nothing_lost import until_captured, venue
 from tradecore.http import security
 from tradecore.http.health import assess, overall_json
 from tradecore.http.page import FOLDER, POLICY
-from tradecore.snapshot import Holes, Shards, SymbolState
+from tradecore.snapshot import Holes, Shards, SymbolState, SymbolStates
 from tradecore.store.embedded import EmbeddedPostgres
 
 PAIR = ("BTCUSDT", "ETHUSDT")
@@ -188,7 +188,7 @@ async def no_overflow(tab: Tab, size: tuple[int, int]) -> None:
 async def test_1400_symbols_of_any_name_are_shown_a_page_at_a_time(tmp_path):
     hostile = '<img src=x onerror="document.title=1">'
     names = [hostile, "币安人生USDT", *(f"S{number:04}USDT" for number in range(1398))]
-    symbols = tuple(
+    symbols = SymbolStates(
         replace_symbol(name, 10_000 - number, holes=number == 700)
         for number, name in enumerate(names)
     )

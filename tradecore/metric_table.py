@@ -109,7 +109,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "gauge",
             (),
             "Symbols whose trades do not come although the venue prints them.",
-            lambda s: s.symbols_stale,
+            lambda s: len(s.stale),
         ),
         COMPLETE_THROUGH,
         PROVEN_THROUGH,
@@ -747,7 +747,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "tradecore_loop_lag_seconds",
             "histogram",
             (),
-            "How late the event loop comes to what is due; so long a frame waits before it is read.",
+            "How late the loop comes to what is due; so long a frame may wait before it is read.",
             lambda s: s.loop_lag,
         ),
         Metric(

@@ -45,6 +45,7 @@ from tradecore.snapshot import (
     Shards,
     Snapshot,
     SymbolState,
+    SymbolStates,
     VenueRest,
 )
 from tradecore.store.holes import HoleSummary
@@ -140,7 +141,7 @@ class Observer:
         return (last[which] - first[which]) * 1e9 / max(1, last[0] - first[0])
 
     def snapshot(self) -> Snapshot:
-        """Read the whole daemon at this moment; plain integers, a few microseconds a symbol."""
+        """Read the whole daemon at this moment; its symbols when somebody asks for them."""
         parts = self._parts
         now_ns, wall_ns = clock.mono_ns(), clock.wall_ns()
         counted = parts.capture.counters()
@@ -173,7 +174,8 @@ class Observer:
                 for c in connections
             ),
             streams_wanted=sum(c.streams for c in connections),
-            symbols=tuple(self._symbols(wall_ns, oldest_ns)),
+            symbols=SymbolStates(self._symbols()),
+            stale=tuple(parts.continuity.stale.intersection(parts.roster.symbols)),
             ring=RingUse(
                 rows=parts.ring.pending,
                 capacity=parts.ring.capacity,
@@ -313,8 +315,10 @@ class Observer:
             trouble=dict(stats.trouble),
         )
 
-    def _symbols(self, wall_ns: int, oldest_ns: int) -> Iterator[SymbolState]:
+    def _symbols(self) -> Iterator[SymbolState]:
         parts = self._parts
+        # Of one moment, however long the reading takes: what comes meanwhile is newer than these.
+        wall_ns, oldest_ns = clock.wall_ns(), parts.ring.oldest_recv_ns
         heard = parts.feed.heard_s()
         captured = frozenset(parts.roster.symbols)
         for symbol, (received, last_id, trade_us) in parts.capture.received().items():

@@ -133,7 +133,7 @@ def _feed_reasons(snapshot: Snapshot) -> list[Reason]:
     if snapshot.live_streams < snapshot.streams_wanted:
         text = f"Only {snapshot.live_streams} of {snapshot.streams_wanted} streams are live."
         reasons.append(Reason("streams_missing", "feed", False, text))
-    if stale := [state.symbol for state in snapshot.symbols if state.stale]:
+    if stale := snapshot.stale:
         shown = ", ".join(stale[:5]) + (f" and {len(stale) - 5} more" if len(stale) > 5 else "")
         text = f"The venue prints trades that do not come: {shown}; connections are replaced."
         reasons.append(Reason("symbols_stale", "feed", False, text))
@@ -269,7 +269,7 @@ def _completeness(snapshot: Snapshot) -> dict[str, Any]:
         "holes": snapshot.holes.open,
         "ids_missing": snapshot.holes.ids_missing,
         "oldest_hole_age_s": _rounded(snapshot.holes.oldest_age_s),
-        "symbols_stale": snapshot.symbols_stale,
+        "symbols_stale": len(snapshot.stale),
         "backfill": {
             "under_way": repair.under_way,
             "trades_filled": dict(repair.trades_filled),

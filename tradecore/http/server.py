@@ -174,7 +174,7 @@ class SideServer:
 
         def make() -> Making[Packed]:
             snapshot = self._snapshot()
-            yield
+            yield from snapshot.symbols.read()
             return (yield from pack(metrics.pieces(snapshot, content_type)))
 
         packed = await self._ration.get(content_type, make)
@@ -188,6 +188,8 @@ class SideServer:
         def make() -> Making[tuple[Packed, int]]:
             snapshot = self._snapshot() if is_inside else self._snapshot().without_errors()
             yield
+            if tell in _OF_SYMBOLS:
+                yield from snapshot.symbols.read()
             body, is_well = tell(snapshot, health.assess(snapshot))
             yield
             packed = yield from pack(cut(security.json_bytes(body)))
@@ -211,6 +213,10 @@ def _binance(snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]
 
 def _ready(_snapshot: Snapshot, verdict: Health) -> tuple[dict[str, Any], bool]:
     return health.ready_json(verdict), verdict.ready
+
+
+_OF_SYMBOLS = (_overall, _binance)
+"""What tells of each symbol, or of all of them."""
 
 
 async def _nothing(_request: web.Request) -> web.Response:
