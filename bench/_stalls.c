@@ -5,8 +5,8 @@
  *     begin (us since 1970), wall us, CPU us, times it waited, times it was preempted, page faults
  *
  * A stall of the daemon's own making has CPU time like wall time, or has waited (for the disk); one
- * that was preempted is the machine's. With STALLS_SIGNAL the thread gets that signal once the limit
- * has passed, so that faulthandler shows what it is at. A turn of the loop costs 0.5 us more.
+ * that was preempted is the machine's. With STALLS_SIGNAL the thread gets that signal once it has
+ * worked for so long, so that faulthandler shows what it is at. A turn of the loop costs 0.5 us more.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -64,7 +64,7 @@ static void start(void) {
         struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID};
         event.sigev_signo = signal_number = atoi(number);
         event._sigev_un._tid = watched;
-        if (timer_create(CLOCK_MONOTONIC, &event, &timer))
+        if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer))
             signal_number = 0;
     }
 }

@@ -1,5 +1,6 @@
 """Watches the daemon's event loop from outside: see `_stalls.c`."""
 
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class StallWatch:
     """Preload `environ` into a daemon, then `read` what it was told in `folder`."""
 
     folder: Path
+    traces: Path | None = None
+    """File that gets a traceback of the daemon each time that it has worked for LIMIT_MS."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -44,7 +47,18 @@ class StallWatch:
             source = HERE / "_stalls.c"
             command = ("cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl")
             subprocess.run(command, check=True, timeout=60)
-        return {"LD_PRELOAD": str(library), "STALLS_FILE": str(self.folder / "stalls")}
+        its = {
+            "LD_PRELOAD": str(library),
+            "STALLS_FILE": str(self.folder / "stalls"),
+            "STALLS_LIMIT_US": str(int(LIMIT_MS * 1000)),
+        }
+        if self.traces is None:
+            return its
+        (self.folder / "sitecustomize.py").write_text(
+            f"import faulthandler; faulthandler.register({signal.SIGUSR2:d},"
+            f" file=open({str(self.traces.resolve())!r}, 'a'), all_threads=False)"
+        )
+        return its | {"PYTHONPATH": str(self.folder), "STALLS_SIGNAL": str(int(signal.SIGUSR2))}
 
     def read(self, begin_s: float, end_s: float) -> list[Stall]:
         """Return the stalls that began in this time (since 1970)."""

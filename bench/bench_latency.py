@@ -5,8 +5,9 @@ rates   100 to 100,000 trades/s with the default settings, and BATCH_TIMEOUT=5 a
         shown by themselves
 surge   10,000/s, and three times 100,000/s for a second
 events  10,000/s while other work goes on: nothing; connections that are cut; candles of old minutes
-        computed anew; a scrape ten times a second; four clients that ask for klines and trades
-        without a pause; trades that are left out and fetched over REST
+        computed anew; a scrape, or a look at /health, ten times a second; four clients that ask for
+        klines and trades without a pause; trades that are left out and fetched over REST
+many    the same at 5,000/s of 1,400 symbols, with a Redis
 
 Exact quantiles over every trade, from the time that the daemon took it off its socket to the
 server's time of its commit; beside them what the daemon's own histogram tells, how often its loop
@@ -32,6 +33,8 @@ from _processes import Running, daemon, exchange
 from _stalls import LIMIT_MS, Stall, StallWatch
 from _truth import compare
 from bench_e2e import LIST, commit_buckets, environ, quantile, until_stored
+from bench_memory import until_live
+from bench_redis import names, redis_server
 
 RATES = (100, 1_000, 10_000, 50_000, 100_000)
 LIMITS_MS = {100: 1010.0, 1_000: 1010.0, 100_000: 50.0}
@@ -46,16 +49,22 @@ START_S = 4.0
 RENDER_S = 8e-6
 """For one trade, generously; prerendered trades cost the exchange next to nothing."""
 STEP_S = 0.001
-RENDERED_RATE = 5_000
+RENDERED_RATE = 10_000
 """From this rate on trades are rendered ahead."""
+
+EQUAL_LIMIT_S = 90.0
+"""For the rest to be stored, holes filled, and compared."""
 
 EVENT_RATE = 10_000
 EVENT_S = 8.0
+MANY_SYMBOLS, MANY_RATE = 1_400, 5_000
 SURGE_RATE, SURGES_S = 100_000, (5.0, 9.0, 13.0)
 SURGE_ALONE = "SOLUSDT"
 """What trades outside of the surges, a tenth of all."""
 
 BURST_ROWS = 100
+TRACES: Path | None = None
+"""Where `--traces` wants them."""
 
 LATENCY = f"""
     WITH latencies AS (
@@ -85,6 +94,8 @@ class Scene:
     watch: StallWatch
     begin_s: float
     """When the first trade is due, since 1970."""
+    is_wide: bool
+    """Many symbols: each has a hole of its own, and REST fills 240 of them a minute."""
 
     async def until(self, seconds: float) -> None:
         """Wait until so long after the first trade."""
@@ -98,7 +109,7 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    server_dsn: str, rate: int, seconds: float, settings: dict[str, str], *options: str
+    server_dsn: str, rate: int, seconds: float, settings: dict[str, str], *more: str
 ) -> AsyncIterator[Scene]:
     """Yield a scene that trades for so long; compare every row at its end."""
     count = int(rate * seconds)
@@ -107,19 +118,21 @@ async def scene(
     pace = ["--rate", str(rate), "--step", str(STEP_S), "--epoch", str(int(begin_s * 1e6))]
     if ahead:
         pace += ["--prerender", str(ahead), "--prerender-micro"]
+    listed = settings.get("SUPPORTED_SYMBOLS", LIST)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        watch = StallWatch(folder)
+        watch = StallWatch(folder, TRACES)
         dsn = await stack.enter_async_context(database(server_dsn, "bench_latency"))
         venue, ws = await stack.enter_async_context(
-            exchange("--symbols", LIST, "--count", str(count), *pace, *options)
+            exchange("--symbols", listed, "--count", str(count), *pace, *more)
         )
         assert time.time() < begin_s - START_S / 2, "the exchange was not ready in time"
         its = environ(dsn, ws, venue.http, "trade,ticker,kline_1m")
         running = await stack.enter_async_context(daemon({**its, **watch.environ, **settings}))
         connection = await asyncpg.connect(dsn)
         stack.push_async_callback(connection.close)
-        here = Scene(venue, running, connection, watch, begin_s)
+        here = Scene(venue, running, connection, watch, begin_s, listed != LIST)
+        await until_live(running)
         await here.until(WARM_UP_S)
         yield here
         await until_equal(here)
@@ -127,10 +140,12 @@ async def scene(
 
 async def until_equal(scene: Scene) -> None:
     """Wait until all that was sent is stored, holes filled; then compare every row."""
-    while not (state := json.loads(await scene.venue.get("/sim/state")))["done"]:  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
-    await until_stored(scene.connection, sum(one["trades"] for one in state["symbols"].values()))
-    await compare(scene.connection, scene.venue)
+    async with asyncio.timeout(EQUAL_LIMIT_S):
+        while not (state := json.loads(await scene.venue.get("/sim/state")))["done"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        symbols = state["symbols"].values()
+        await until_stored(scene.connection, sum(one["trades"] for one in symbols))
+        await compare(scene.connection, scene.venue)
 
 
 Event = Callable[[Scene], Awaitable[None]]
@@ -197,16 +212,16 @@ async def fault(scene: Scene, **order: str | int) -> None:
 
 
 async def reconnect(scene: Scene) -> None:
-    """Cut the connection every two seconds."""
+    """Cut a connection, every two seconds or once."""
     while True:
-        await fault(scene, fault="cut")
-        await asyncio.sleep(2.0)
+        await fault(scene, fault="cut", connections="one")
+        await asyncio.sleep(EVENT_S * 2 if scene.is_wide else 2.0)
 
 
 async def leave_out(scene: Scene) -> None:
-    """Leave a thousand trades out each second: holes that are filled over REST."""
+    """Leave trades out each second: holes that are filled over REST, as fast as its weight lets."""
     while True:
-        await fault(scene, fault="drop", n=1000)
+        await fault(scene, fault="drop", n=10 if scene.is_wide else 1000, connections="one")
         await asyncio.sleep(1.0)
 
 
@@ -221,6 +236,13 @@ async def scrape(scene: Scene) -> None:
     """Scrape ten times a second."""
     while True:
         assert "tradecore_ready 1.0" in await scene.running.get("/metrics")
+        await asyncio.sleep(0.1)
+
+
+async def look(scene: Scene) -> None:
+    """Look at /health ten times a second."""
+    while True:
+        assert json.loads(await scene.running.get("/health"))["ready"]
         await asyncio.sleep(0.1)
 
 
@@ -250,6 +272,7 @@ EVENTS: dict[str, Event] = {
     "cut connections": reconnect,
     "old candles": refresh_old,
     "scrapes": scrape,
+    "/health": look,
     "API queries": ask,
     "back-fill": leave_out,
 }
@@ -300,16 +323,31 @@ async def surge(server_dsn: str) -> list[Figure]:
 
 async def events(server_dsn: str) -> list[Figure]:
     """Measure one daemon while one thing after the other goes on."""
+    return await each_event(server_dsn, EVENT_RATE, {})
+
+
+async def many(server_dsn: str) -> list[Figure]:
+    """Measure the same with many symbols."""
+    async with redis_server() as redis:
+        settings = {"SUPPORTED_SYMBOLS": ",".join(names(MANY_SYMBOLS)), "REDIS_URL": redis.http}
+        return await each_event(server_dsn, MANY_RATE, settings, f"{MANY_SYMBOLS:,} symbols, ")
+
+
+async def each_event(
+    server_dsn: str, rate: int, settings: dict[str, str], title: str = ""
+) -> list[Figure]:
+    """Return the figures of all events."""
     figures = []
     seconds = WARM_UP_S + len(EVENTS) * (EVENT_S + 4.0)
-    async with scene(server_dsn, EVENT_RATE, seconds, {}) as here:
+    async with scene(server_dsn, rate, seconds, settings) as here:
         for name, event in EVENTS.items():
-            figures += await measure_while(here, f"{EVENT_RATE:,}/s, {name}", EVENT_S, event)
+            title_of = f"{title}{rate:,}/s, {name}"
+            figures += await measure_while(here, title_of, EVENT_S, event)
             await asyncio.sleep(1.0)
     return figures
 
 
-PARTS = {"rates": rates, "surge": surge, "events": events}
+PARTS = {"rates": rates, "surge": surge, "events": events, "many": many}
 
 
 async def main(parts: Sequence[str]) -> list[Figure]:
@@ -321,5 +359,7 @@ async def main(parts: Sequence[str]) -> list[Figure]:
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all unless given")
+    parser.add_argument("--traces", type=Path, help="append tracebacks of the stalls to this file")
     options = parser.parse_args()
+    TRACES = options.traces
     raise SystemExit(report(asyncio.run(main(options.parts or list(PARTS))), options.json))
