@@ -1,6 +1,6 @@
 # The hot side of the ring: claim a slot, fill it, publish it. Inline, so that capture pays no call.
 from cython cimport final
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 
 from tradecore._rows cimport trade_row_t
 
@@ -14,23 +14,36 @@ cdef extern from * nogil:
         unsigned __int128 product = (unsigned __int128)a * b;
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
+    /* Eight bytes as one word in a register: GCC would load pairs of them as a vector, and the
+       processor waits when it reads at once what was written just now in smaller pieces. */
+    static inline uint64_t tc_word(const char *p) {
+        uint64_t word;
+        memcpy(&word, p, 8);
+        __asm__("" : "+r"(word));
+        return word;
+    }
+    /* symbol_id, flags and line in one store, for the same reason (little endian). */
+    static inline void tc_put_tag(uint32_t *symbol_id, uint16_t flags, uint16_t line, uint32_t id) {
+        uint64_t word = (uint64_t)line << 48 | (uint64_t)flags << 32 | id;
+        memcpy(symbol_id, &word, 8);
+    }
     /* Over the 60 bytes before the checksum; not cryptographic, it only has to see torn rows. */
     static inline uint32_t tc_row_checksum(const void *row) {
-        uint64_t w[7];
+        const char *p = (const char *)row;
         uint32_t tail;
         uint64_t h;
-        memcpy(w, row, 56);
-        memcpy(&tail, (const char *)row + 56, 4);
-        h = tc_mix(w[0] ^ 0xa0761d6478bd642fULL, w[1] ^ 0xe7037ed1a0b428dbULL)
-          ^ tc_mix(w[2] ^ 0x8ebc6af09c88c6e3ULL, w[3] ^ 0x589965cc75374cc3ULL)
-          ^ tc_mix(w[4] ^ 0x1d8e4e27c47d124fULL, w[5] ^ 0xeb44accab455d165ULL)
-          ^ tc_mix(w[6] ^ 0x2f9be6cc5be4f515ULL, tail ^ 0x9c06faf4d023e3abULL);
+        memcpy(&tail, p + 56, 4);
+        h = tc_mix(tc_word(p) ^ 0xa0761d6478bd642fULL, tc_word(p + 8) ^ 0xe7037ed1a0b428dbULL)
+          ^ tc_mix(tc_word(p + 16) ^ 0x8ebc6af09c88c6e3ULL, tc_word(p + 24) ^ 0x589965cc75374cc3ULL)
+          ^ tc_mix(tc_word(p + 32) ^ 0x1d8e4e27c47d124fULL, tc_word(p + 40) ^ 0xeb44accab455d165ULL)
+          ^ tc_mix(tc_word(p + 48) ^ 0x2f9be6cc5be4f515ULL, tail ^ 0x9c06faf4d023e3abULL);
         return (uint32_t)(h ^ (h >> 32));
     }
     /* The compiler must not move the stores of a row behind the store that makes it visible. */
     #define TC_FENCE() __asm__ __volatile__("" ::: "memory")
     """
     uint32_t tc_row_checksum(const void *row)
+    void put_tag "tc_put_tag"(uint32_t *symbol_id, uint16_t flags, uint16_t line, uint32_t id)
     void fence "TC_FENCE"()
 
 

@@ -31,6 +31,7 @@ from tradecore._event cimport (
     UNKNOWN_SYMBOL,
 )
 from tradecore._fastparse cimport parse_event_c
+from tradecore._ring cimport put_tag
 from tradecore._rows cimport (
     FLAG_AFTER_REFUSED,
     FLAG_FAR_BELOW,
@@ -191,6 +192,7 @@ cdef class Capture:
         cdef int64_t line_last = track.line_last[side]
         cdef bint new_connection = epoch > track.line_epoch[side]
         cdef trade_row_t *slot
+        cdef uint16_t flags = trade.flags
         cdef uint16_t notes
         cdef int64_t latency_us
         cdef int bucket
@@ -224,13 +226,10 @@ cdef class Capture:
         slot.quantity_e8 = trade.quantity_e8
         slot.trade_us = trade.trade_us
         slot.recv_ns = recv_ns
-        slot.symbol_id = trade.symbol_id
-        slot.flags = trade.flags
-        slot.line = line
         slot.epoch = epoch
         if verdict == FAR_BELOW:
             # For the sink to park; it says nothing about the rows around it.
-            slot.flags |= FLAG_FAR_BELOW
+            put_tag(&slot.symbol_id, flags | FLAG_FAR_BELOW, line, trade.symbol_id)
             self.ring.publish(slot)
             self._count.far_below += 1
             track.far_below += 1
@@ -242,7 +241,7 @@ cdef class Capture:
             self._was_missing = is_in_hole(&track.ids, trade_id)
             if self._was_missing:
                 # What stays missing right before it has the cause of the whole hole.
-                slot.flags |= track.notes
+                flags |= track.notes
         else:
             # What came before is noted on the trades that a hole may precede.
             notes = 0
@@ -251,13 +250,14 @@ cdef class Capture:
                 track.refused = 0
             if new_connection:
                 notes |= FLAG_FIRST_OF_EPOCH if track.received else FLAG_FIRST_OF_RUN
-            slot.flags |= notes
+            flags |= notes
             if verdict == GAP:
                 track.notes = notes
                 self._count.gaps += 1
                 self._count.missing += trade_id - track.ids.last - 1
             track.last_trade_us = trade.trade_us
             track.last_recv_ns = recv_ns
+        put_tag(&slot.symbol_id, flags, line, trade.symbol_id)
         self.ring.publish(slot)
         track.received += 1
         self._count.missing_arrived += take_id(&track.ids, trade_id, trade.trade_us, verdict)
