@@ -183,7 +183,8 @@ async def started(peer: Peer, venue: Running, ws: str, dsn: str) -> AsyncIterato
         process = await asyncio.create_subprocess_exec(
             *(peer.python, PROGRAMS / peer.program, f"{ws}/stream?streams={STREAMS}{unit}", dsn),
             *peer.options,
-            env={"PATH": os.environ["PATH"], "HOME": folder},
+            # A thread of OpenBLAS would spin for a while after the import of numpy.
+            env={"PATH": os.environ["PATH"], "HOME": folder, "OPENBLAS_NUM_THREADS": "1"},
             cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
