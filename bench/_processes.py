@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 from _harness import HERE
 
 DAEMON = ("-m", "tradecore", "run")
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 30.0
+SAMPLE_S = 0.005
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,6 +60,30 @@ class Running:
 SIMULATOR = ("-m", "tradecore.simulate")
 GENERATOR = (str(HERE / "_generator.py"),)
 """An exchange for heavy load, with the same options."""
+
+
+class CpuClock:
+    """CPU time of a process as a function of the wall clock, sampled from outside."""
+
+    def __init__(self, pid: int) -> None:
+        self._clock = (~pid << 3) | 2  # Linux: the CPU clock of another process, in nanoseconds
+        self._samples: list[tuple[float, float]] = []
+
+    async def run(self) -> None:
+        """Sample until cancelled; OSError when the process has ended."""
+        while True:
+            self.sample()
+            await asyncio.sleep(SAMPLE_S)
+
+    def sample(self) -> None:
+        """Read it once."""
+        self._samples.append((time.time(), time.clock_gettime(self._clock)))
+
+    def between(self, begin: float, end: float) -> float:
+        """Return the CPU seconds between two moments."""
+        times, used = zip(*self._samples, strict=True)
+        first, last = np.interp((begin, end), times, used)
+        return float(last - first)
 
 
 @asynccontextmanager

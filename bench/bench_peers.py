@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 import asyncpg
-import numpy as np
 from _database import database, server
 from _harness import (
     HERE,
@@ -35,7 +34,7 @@ from _harness import (
     print_rows,
     with_ratios,
 )
-from _processes import Running, daemon, exchange
+from _processes import CpuClock, Running, daemon, exchange
 from bench_e2e import make_partitions, saturated_by
 
 from tradecore.simulate.market import Market
@@ -51,7 +50,6 @@ STREAMS = "/".join(f"{symbol.lower()}@trade" for symbol in SYMBOLS.split(","))
 
 PROGRAMS = HERE / "peers"
 INSTALLED = ROOT / ".venv" / "peers"
-SAMPLE_S = 0.005
 LOOK_S = 0.25
 SETTLED_S = 3.0
 """A table that has not grown for so long, when all is sent, gets no more rows."""
@@ -138,30 +136,6 @@ class MillisecondMarket(Market):
     def trades(self, symbol: str, first_id: int, end_id: int) -> list[Trade]:
         found = super().trades(symbol, first_id, end_id)
         return [trade._replace(trade_us=trade.trade_us // 1000 * 1000) for trade in found]
-
-
-class CpuClock:
-    """CPU time of a process as a function of the wall clock, sampled from outside."""
-
-    def __init__(self, pid: int) -> None:
-        self._clock = (~pid << 3) | 2  # Linux: the CPU clock of another process, in nanoseconds
-        self._samples: list[tuple[float, float]] = []
-
-    async def run(self) -> None:
-        """Sample until cancelled; OSError when the process has ended."""
-        while True:
-            self.sample()
-            await asyncio.sleep(SAMPLE_S)
-
-    def sample(self) -> None:
-        """Read it once."""
-        self._samples.append((time.time(), time.clock_gettime(self._clock)))
-
-    def between(self, begin: float, end: float) -> float:
-        """Return the CPU seconds between two moments."""
-        times, used = zip(*self._samples, strict=True)
-        first, last = np.interp((begin, end), times, used)
-        return float(last - first)
 
 
 @asynccontextmanager

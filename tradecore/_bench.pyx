@@ -1,4 +1,4 @@
-"""Loops in C over frames, along the daemon's own path: for bench/, the daemon has no use for them."""
+"""Loops in C over frames, along the daemon's own path: for bench/, no daemon uses them."""
 
 from libc.stdint cimport int64_t
 from libc.string cimport memchr
@@ -12,7 +12,7 @@ from tradecore.capture cimport Capture, wall_clock_ns
 
 
 cdef class Frames:
-    """Frames one behind the other, as a socket read leaves them, each with a line feed behind it."""
+    """Frames one behind the other, as a socket read leaves them, a line feed behind each."""
 
     cdef bytes _data
     cdef int64_t[::1] _ends
