@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from _harness import HERE, Figure, fingerprint
+
+SAVED = HERE / "scaling.json"
+"""Where the last run left what it has measured."""
+
 MEASURES = {
     "stored": ("stored, saturated", "trades/s"),
     "cpu_us": ("CPU of the daemon then", "µs/trade"),
@@ -20,6 +25,13 @@ MEASURES = {
     "all_s": ("start to all streams subscribed", "s"),
 }
 """By key: name and unit, in the order of the tables."""
+
+
+TITLES = {
+    1: "1 stream a symbol (trade)",
+    3: "3 streams a symbol (trade, ticker, kline_1m)",
+    6: "the 3 streams over two lines",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +49,35 @@ class Point:
 class Scaling:
     """All that one run has measured."""
 
-    machine: dict[str, str]
+    machine: dict[str, str] = field(default_factory=fingerprint)
     points: list[Point] = field(default_factory=list)
-    memory: list[tuple[float, ...]] = field(default_factory=list)
-    """Samples of the steady load: seconds, MiB resident, anonymous, of files, shared."""
+    memory: list[tuple[str, str, str]] = field(default_factory=list)
+    """What, how much, at most how much."""
+    samples: list[tuple[float, ...]] = field(default_factory=list)
+    """Of the steady load: seconds, MiB resident, anonymous, of files, shared."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path = SAVED) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Scaling":
+    def load(cls, path: Path = SAVED) -> "Scaling":
         """Read what `save` wrote."""
         found: dict[str, Any] = json.loads(path.read_text())
         found["points"] = [Point(**one) for one in found["points"]]
         return cls(**found)
+
+    def add_memory(self, figures: Sequence[Figure], samples: Sequence[tuple[float, ...]]) -> None:
+        """Take what bench_memory has measured."""
+        self.memory = [
+            (
+                f"{one.bench}: {one.subject}",
+                f"{_number(one.value)} {one.unit}",
+                "" if one.limit is None else f"{_number(one.limit)} {one.unit}",
+            )
+            for one in figures
+        ]
+        self.samples = [tuple(round(value, 2) for value in one) for one in samples]
 
     def markdown(self) -> str:
         """Return the tables."""
@@ -62,12 +88,16 @@ class Scaling:
         for streams in dict.fromkeys(one.streams for one in by_symbols):
             points = [one for one in by_symbols if one.streams == streams]
             heads = [f"{one.symbols:,} symbols" for one in points]
-            tables.append(_table(f"{streams} streams of a symbol", heads, points))
+            tables.append(_table(TITLES[streams], heads, points))
         seven = [one for one in self.points if (one.symbols, one.streams) == (7, 3)]
         heads = [f"{one.rows:,} rows" if one.rows else "empty tables" for one in seven]
         if len(seven) > 1:
-            tables.append(_table("7 symbols, 3 streams", heads, seven))
-        return "\n\n".join(tables)
+            tables.append(_table("7 symbols, 3 streams each", heads, seven))
+        if self.memory:
+            rows = ["| memory | | target |", "| --- | ---: | ---: |"]
+            tables.append("\n".join([*rows, *(f"| {' | '.join(one)} |" for one in self.memory)]))
+        machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+        return "\n\n".join([*tables, f"Machine: {machine}."])
 
 
 def _table(title: str, heads: Sequence[str], points: Sequence[Point]) -> str:

@@ -17,6 +17,7 @@ from _database import database, server
 from _generator import count_equal
 from _harness import Figure, arguments, figure, report
 from _processes import GENERATOR, Running, daemon, exchange, until_ready
+from _scaling import Scaling
 from bench_e2e import environ, until_stored
 from bench_redis import names
 
@@ -126,14 +127,20 @@ async def measure(server_dsn: str, minutes: float) -> tuple[list[Figure], list[t
     return figures + more, samples
 
 
-async def main(minutes: float) -> list[Figure]:
-    """Run this bench alone."""
+async def main(minutes: float, save: bool) -> list[Figure]:
+    """Run this bench alone; `save` for bench/report.py."""
     async with server() as dsn:
-        return (await measure(dsn, minutes))[0]
+        figures, samples = await measure(dsn, minutes)
+    if save:
+        saved = Scaling.load()
+        saved.add_memory(figures, samples)
+        saved.save()
+    return figures
 
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="of the steady load")
+    parser.add_argument("--save", action="store_true", help="for bench/report.py --saved")
     options = parser.parse_args()
-    raise SystemExit(report(asyncio.run(main(options.minutes)), options.json))
+    raise SystemExit(report(asyncio.run(main(options.minutes, options.save)), options.json))

@@ -22,7 +22,6 @@ import asyncpg
 import numpy as np
 from _database import database, server
 from _generator import FIRST_ID, GROUP, count_equal
-from _harness import fingerprint
 from _history import History
 from _processes import GENERATOR, START_LIMIT_S, Running, daemon, exchange
 from _scaling import Point, Scaling
@@ -225,7 +224,7 @@ def say(text: str) -> None:
 
 async def main(streams: Iterable[int], rows: Iterable[int]) -> Scaling:
     """Run this bench alone."""
-    found = Scaling(machine=fingerprint())
+    found = Scaling()
     async with server() as dsn:
         async for point in measure(dsn, streams, rows):
             found.points.append(point)
@@ -239,6 +238,7 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true", help="two lines and 100 million rows, too")
     parser.add_argument("--streams", type=int, nargs="*", choices=STREAMS)
     parser.add_argument("--rows", type=int, nargs="*")
+    parser.add_argument("--save", action="store_true", help="for bench/report.py --saved")
     options = parser.parse_args()
     streams = STREAMS if options.full else SHORT_STREAMS
     rows = ROWS if options.full else SHORT_ROWS
@@ -247,4 +247,9 @@ if __name__ == "__main__":
     if options.rows is not None:
         rows = options.rows
     found = asyncio.run(main(streams, rows))
+    if options.save:
+        with suppress(FileNotFoundError):
+            before = Scaling.load()
+            found.memory, found.samples = before.memory, before.samples
+        found.save()
     print(found.markdown())
