@@ -9,6 +9,7 @@
 # make instructions   count the machine instructions of parse and encode, and keep them (valgrind)
 # make peers  get what bench-peers compares tradecore with, in environments of their own
 # make bench-peers  the same load through tradecore and through what one would use in its place
+# make bench-report [FULL=1]   what grows with symbols, streams, rows and time: docs/scaling.md anew
 # make torture [ROUNDS=100] [SEED=1] [FAULTS=kill9,reset,mixed]   break everything, again and again
 # make pythons build, install and test the wheel on each other Python from 3.11 on: of pyenv, of PATH,
 #              and 3.14 of Debian in a folder, if this machine can
@@ -65,6 +66,10 @@ bench-peers: peers
 instructions: venv
 	$(PY) bench/instructions.py --keep
 
+bench-report: venv
+	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m tools.extra report
+	$(PY) bench/report.py $(if $(FULL),--full)
+
 install:
 	@DESTDIR="$(DESTDIR)" PYTHON="$(PYTHON)" WHEEL="$(WHEEL)" sh deploy/systemd/install.sh
 
@@ -108,5 +113,5 @@ $(BUILT): $(VENV)/.installed $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
-	find tradecore -name '*.so' -delete
+	rm -rf $(VENV) build bench/peers/build *.egg-info
+	find tradecore bench -name '*.so' -delete

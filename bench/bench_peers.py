@@ -55,16 +55,13 @@ SETTLED_S = 3.0
 """A table that has not grown for so long, when all is sent, gets no more rows."""
 LIMIT_S = 120.0
 
-TRADES_TABLE = """
-    CREATE TABLE trades (id serial PRIMARY KEY, timestamp timestamp, receipt_timestamp timestamp,
-        exchange varchar(32), symbol varchar(32), side varchar(8), amount numeric(64, 32),
-        price numeric(64, 32), trade_id varchar(64), order_type varchar(32));
+AS_OURS = """
     DROP TABLE raw_trades;
     CREATE VIEW raw_trades AS SELECT timestamp AT TIME ZONE 'UTC' AS timestamp,
         replace(symbol, '-', '') AS symbol, price, amount AS quantity, upper(side) AS side,
         trade_id::bigint AS trade_id FROM trades
 """
-"""cryptofeed's own table, as its documentation has it, and how it reads as ours."""
+"""cryptofeed's own table, as ours would have its rows."""
 SPAN = """
     SELECT extract(epoch FROM min({received}))::float8,
         (SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xid)))::float8
@@ -180,40 +177,38 @@ async def started(peer: Peer, venue: Running, ws: str, dsn: str) -> AsyncIterato
 
 async def measure_once(peer: Peer, server_dsn: str, runs: Runs) -> None:
     """Let a peer store its trades in a new database, and add what came out to `runs`."""
-    options = list(saturated_by(peer.trades))
+    options, table, received = list(saturated_by(peer.trades)), "raw_trades", "received_at"
     if peer.own_table:
         options.remove("--prerender-micro")
+        table, received = "trades", "receipt_timestamp"
     async with (
         database(server_dsn, "bench_peers") as dsn,
         exchange("--symbols", SYMBOLS, *options) as (venue, ws),
     ):
         connection = await asyncpg.connect(dsn)
         try:
-            if peer.own_table:
-                await connection.execute(TRADES_TABLE)
-            elif peer.program:
+            if peer.program and not peer.own_table:
                 today = venue.ready["epoch_us"] // 86_400_000_000
                 await make_partitions(connection, [today, today + 1])
             async with started(peer, venue, ws, dsn) as running:
                 cpu = CpuClock(running.process.pid)
                 async with asyncio.TaskGroup() as group:
                     sampling = group.create_task(cpu.run())
-                    stored = await settled(connection, venue, peer.trades)
+                    stored = await settled(connection, table, venue, peer.trades)
                     sampling.cancel()
                 cpu.sample()
                 runs.peaks_mib.append(running.memory_mib("VmHWM"))
-            table, received = (
-                ("trades", "receipt_timestamp") if peer.own_table else ("raw_trades", "received_at")
-            )
             begin, end = await connection.fetchrow(SPAN.format(table=table, received=received))
             runs.rates.append(stored / (end - begin))
             runs.cpu_us.append(cpu.between(begin, end) * 1e6 / stored)
+            if peer.own_table:
+                await connection.execute(AS_OURS)
             await add_proof(peer, connection, venue, runs.proof)
         finally:
             await connection.close()
 
 
-async def settled(connection: asyncpg.Connection, venue: Running, trades: int) -> int:
+async def settled(connection: asyncpg.Connection, table: str, venue: Running, trades: int) -> int:
     """Wait until all is sent, and as much of it stored as will be; return how many rows that is."""
     assert venue.process.stdout is not None
     async with asyncio.timeout(LIMIT_S):
@@ -221,7 +216,7 @@ async def settled(connection: asyncpg.Connection, venue: Running, trades: int) -
         assert done == {"event": "done", "trades": trades}, done
         stored, changed = 0, time.monotonic()
         while stored < trades and time.monotonic() - changed < SETTLED_S:
-            now = await connection.fetchval("SELECT count(*) FROM raw_trades")
+            now = await connection.fetchval(f"SELECT count(*) FROM {table}")
             if now > stored:
                 stored, changed = now, time.monotonic()
             await asyncio.sleep(LOOK_S)
@@ -240,16 +235,6 @@ async def add_proof(
             setattr(total, name, getattr(total, name) + getattr(proof, name))
         for text in proof.differences:
             total.differ(text)
-
-
-def build_prototype() -> None:
-    """Compile the prototype's listener against tradecore's present C."""
-    subprocess.run(
-        [Path(sys.executable).parent / "cythonize", "-q", "-i", PROGRAMS / "_bare.pyx"],
-        cwd=ROOT,
-        env={**os.environ, "CFLAGS": "-O3 -g0 -DNDEBUG"},
-        check=True,
-    )
 
 
 def figures_of(found: dict[Peer, Runs]) -> list[Figure]:
@@ -337,7 +322,7 @@ def main() -> int:
     for peer in [p for p in peers if not p.python.exists()]:
         print(f"left out, not installed (make peers): {peer.name}", file=sys.stderr)
         peers.remove(peer)
-    build_prototype()
+    subprocess.run([sys.executable, PROGRAMS / "build_bare.py"], check=True)
     found = asyncio.run(measure(peers, options.repeats))
     figures, machine = figures_of(found), fingerprint()
     print_comparison(found, figures)

@@ -1,18 +1,27 @@
 """cryptofeed and its PostgreSQL back end with the options that they come with, 2.x or 3.x.
 
 Changed is only where it connects, and the stream: `trade` in place of `aggTrade`. It writes to its
-own table `trades`, and runs until it is terminated.
+own table `trades`, which this makes, and runs until it is terminated.
 """
 
 import argparse
+import asyncio
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 from cryptofeed import FeedHandler
 from cryptofeed.backends.postgres import TradePostgres
 from cryptofeed.connection import RestEndpoint, Routes, WebsocketEndpoint
 from cryptofeed.defines import TRADES
 from cryptofeed.exchanges import binance
+
+TABLE = """
+    CREATE TABLE IF NOT EXISTS trades (id serial PRIMARY KEY, timestamp timestamp,
+        receipt_timestamp timestamp, exchange varchar(32), symbol varchar(32), side varchar(8),
+        amount numeric(64, 32), price numeric(64, 32), trade_id varchar(64), order_type varchar(32))
+"""
+"""The columns that the back end writes, in its order."""
 
 ROUTES = Routes("/api/v3/exchangeInfo")
 
@@ -35,6 +44,13 @@ class Trades(binance.Binance):
         await self._trade(event, timestamp)
 
 
+async def make_table(dsn: str) -> None:
+    """Make the table, which the back end expects to be there."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(TABLE)
+    await connection.close()
+
+
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,6 +70,9 @@ def main() -> None:
         port=dsn.port,
         **({"overflow": "block"} if options.block else {}),
     )
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(make_table(options.dsn))
+    loop.close()
     handler = FeedHandler()
     symbols = [f"{name.upper().removesuffix('USDT')}-USDT" for name in names]
     handler.add_feed(Trades(symbols=symbols, channels=[TRADES], callbacks={TRADES: database}))
