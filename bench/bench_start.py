@@ -3,8 +3,8 @@
 The database is migrated and empty, DATA_DIR is new, exchange, daemon and PostgreSQL share the
 cores. The market starts when the daemon has subscribed, and goes on while it is stopped. After each
 stop the rows are compared: all that was sent until just before SIGTERM is stored, without a hole
-and equal in each column. Beside that, without a target, the embedded database: made anew, and made
-before.
+and equal in each column. Beside that, without a target, 1,400 symbols, which are subscribed at the
+pace that the venue allows, and the embedded database: made anew, and made before.
 """
 
 import asyncio
@@ -23,9 +23,11 @@ from _generator import count_equal
 from _harness import Figure, arguments, figure, report
 from _processes import GENERATOR, Running, daemon, daemon_in, exchange
 from bench_e2e import LIST, environ, until_stored
+from bench_redis import names
 
 STREAMS = "trade,ticker,kline_1m"
 START_RATE, STOP_RATE = 1_000, 10_000
+MANY = 1_400
 REPEATS = 5
 RUN_S = 2.0
 IN_FLIGHT_S = 0.05
@@ -69,16 +71,17 @@ async def stop(running: Running) -> float:
     return time.monotonic() - begin
 
 
-async def cycle(server_dsn: str, rate: int) -> Cycle:
+async def cycle(server_dsn: str, rate: int, listed: str = LIST) -> Cycle:
     """Start the daemon at `rate` trades/s, stop it, and compare the rows."""
     async with (
         database(server_dsn, "bench_start") as dsn,
-        exchange("--symbols", LIST, "--rate", str(rate), program=GENERATOR) as (venue, ws),
+        exchange("--symbols", listed, "--rate", str(rate), program=GENERATOR) as (venue, ws),
     ):
+        settings = environ(dsn, ws, venue.http, STREAMS) | {"SUPPORTED_SYMBOLS": listed}
         connection = await asyncpg.connect(dsn)
         try:
             begin_s, began = time.time(), time.monotonic()
-            async with daemon(environ(dsn, ws, venue.http, STREAMS)) as running:
+            async with daemon(settings) as running:
                 await until(running, "/ready", lambda answer: answer["ready"])
                 ready_s = time.monotonic() - began
                 await until_stored(connection, round(RUN_S * rate))
@@ -134,14 +137,24 @@ async def measure(server_dsn: str) -> list[Figure]:
     figures = []
     for rate in (START_RATE, STOP_RATE):
         cycles = [await cycle(server_dsn, rate) for _ in range(REPEATS)]
-        ready, stored, stopped = zip(*cycles, strict=True)
-        name = f"start, {rate:,}/s"
-        figures += [
-            figure(name, "exec -> /ready", ready, "s"),
-            figure(name, "exec -> first stored trade", stored, "s", limit=1.5),
-            figure(name, "SIGTERM -> end", stopped, "s", limit=1.0),
-        ]
-    return figures
+        figures += figures_of(f"start, {rate:,}/s", cycles, 1.5, 1.0)
+    many = await cycle(server_dsn, STOP_RATE, ",".join(names(MANY)))
+    return figures + figures_of(f"start, {STOP_RATE:,}/s of {MANY:,} symbols", [many])
+
+
+def figures_of(
+    name: str,
+    cycles: list[Cycle],
+    start_limit_s: float | None = None,
+    stop_limit_s: float | None = None,
+) -> list[Figure]:
+    """Return the figures of several cycles."""
+    ready, stored, stopped = zip(*cycles, strict=True)
+    return [
+        figure(name, "exec -> /ready", ready, "s"),
+        figure(name, "exec -> first stored trade", stored, "s", limit=start_limit_s),
+        figure(name, "SIGTERM -> end", stopped, "s", limit=stop_limit_s),
+    ]
 
 
 async def main() -> list[Figure]:
