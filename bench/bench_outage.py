@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from _database import open_folder, postgres_in
+from _database import database, open_folder, postgres_in
 from _generator import count_equal
 from _harness import Figure, arguments, figure, report
 from _processes import GENERATOR, Running, daemon, exchange, until_ready
 from bench_e2e import LIST, environ, until_stored
+from bench_flush import CEILING, Bench
 
+from tradecore.flusher import MAX_BATCH_ROWS
 from tradecore.store.embedded import EmbeddedPostgres
 from tradecore.store.migrate import migrate
+from tradecore.store.pool import open_pool
 
 RATE = 10_000
 BEFORE_S, OUTAGE_S, AFTER_S = 3.0, 60.0, 12.0
@@ -57,13 +60,32 @@ async def compare(connection: asyncpg.Connection, state: dict[str, Any], total: 
     assert not any(left_over.values()), left_over
 
 
-async def outage(outage_s: float) -> list[Figure]:
-    """Return the figures of one outage."""
+async def measure(outage_s: float) -> list[Figure]:
+    """Return the figures of one outage, and what the same server can do at most."""
+    folder = open_folder()
+    name = f"outage of {outage_s:.0f} s, {RATE:,}/s"
+    async with postgres_in(folder) as postgres:
+        figures = await outage(name, postgres, folder / "postgres" / "server.log", outage_s)
+        return [*figures, figure(name, CEILING, await ceiling(postgres.dsn), "trades/s")]
+
+
+async def ceiling(server_dsn: str) -> list[float]:
+    """Return rates of a COPY of prebuilt rows in batches of the same size, without a ledger."""
+    async with database(server_dsn, "bench_ceiling") as dsn:
+        pool = await open_pool(dsn, 2)
+        try:
+            bench = Bench(pool, MAX_BATCH_ROWS, 16)
+            await bench.seconds(bench.with_sink)  # makes the partitions
+            return [bench.total / await bench.seconds(bench.with_bytes) for _ in range(3)]
+        finally:
+            await pool.close()
+
+
+async def outage(name: str, postgres: EmbeddedPostgres, log: Path, outage_s: float) -> list[Figure]:
+    """Return the figures of one outage; `log` is the server's."""
     total = round(RATE * (BEFORE_S + outage_s + AFTER_S))
     load = ("--symbols", LIST, "--rate", str(RATE), "--count", str(total))
-    folder = open_folder()
     async with (
-        postgres_in(folder) as postgres,
         exchange(*load, program=GENERATOR) as (venue, ws),
         daemon(environ(await migrated(postgres), ws, venue.http, STREAMS)) as running,
     ):
@@ -73,7 +95,7 @@ async def outage(outage_s: float) -> list[Figure]:
         await asyncio.sleep(outage_s)
         waiting = await pending(running)
         await postgres.start()
-        began_s = reachable_s(folder / "postgres" / "server.log")
+        began_s = reachable_s(log)
         connection = await asyncpg.connect(postgres.dsn)
         try:
             await until_stored(connection, total)
@@ -81,7 +103,7 @@ async def outage(outage_s: float) -> list[Figure]:
             batches = await connection.fetch(BATCHES)
         finally:
             await connection.close()
-    return figures_of(outage_s, waiting, [b for b in batches if b["at_s"] > began_s], began_s)
+    return figures_of(name, waiting, [b for b in batches if b["at_s"] > began_s], began_s)
 
 
 async def migrated(postgres: EmbeddedPostgres) -> str:
@@ -100,7 +122,7 @@ async def pending(running: Running) -> int:
 
 
 def figures_of(
-    outage_s: float, waiting: int, batches: list[asyncpg.Record], began_s: float
+    name: str, waiting: int, batches: list[asyncpg.Record], began_s: float
 ) -> list[Figure]:
     """Return when the first batch was committed, when all was live, and what came between."""
     live = next(n for n, batch in enumerate(batches) if batch["age_s"] < LIVE_S)
@@ -108,14 +130,14 @@ def figures_of(
     late = max((batch["age_s"] for batch in batches[live:-1]), default=0.0)
     first_s, live_s = batches[0]["at_s"], batches[live]["at_s"]
     rows = sum(batch["rows"] for batch in batches[1 : live + 1])
-    name = f"outage of {outage_s:.0f} s, {RATE:,}/s"
+    drained = rows / (live_s - first_s)
     return [
         figure(name, "rows that wait when it is over", [waiting], "trades"),
         figure(name, "server reachable -> first commit", [first_s - began_s], "s"),
         figure(
             name, "server reachable -> live again", [live_s - began_s], "s", limit=DRAIN_LIMIT_S
         ),
-        figure(name, "stored while it drains", [rows / (live_s - first_s)], "trades/s"),
+        figure(name, "stored while it drains", [drained], "trades/s", baseline=CEILING),
         figure(name, "oldest row of a batch afterwards, at most", [late * 1e3], "ms"),
     ]
 
@@ -124,4 +146,4 @@ if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=OUTAGE_S, help="length of the outage")
     options = parser.parse_args()
-    raise SystemExit(report(asyncio.run(outage(options.seconds)), options.json))
+    raise SystemExit(report(asyncio.run(measure(options.seconds)), options.json))

@@ -9,6 +9,7 @@ pace that the venue allows, and the embedded database: made anew, and made befor
 
 import asyncio
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import asyncpg
 from _database import database, server
 from _generator import count_equal
 from _harness import Figure, arguments, figure, report
-from _processes import GENERATOR, Running, daemon, daemon_in, exchange
+from _processes import GENERATOR, Running, daemon, daemon_in, exchange, output_of
 from bench_e2e import LIST, environ, until_stored
 from bench_redis import names
 
@@ -34,6 +35,10 @@ IN_FLIGHT_S = 0.05
 """What was sent so long before SIGTERM has to be stored."""
 LIMIT_S = 60.0
 LOOK_S = 0.01
+
+IMPORTS = "import aiohttp.web, asyncpg, numpy, orjson, picows, uvloop"
+FIRST_STORED = "exec -> first stored trade"
+LIBRARIES = "Python that imports the libraries and ends"
 
 FIRST_COMMIT = (
     "SELECT extract(epoch FROM min(pg_xact_commit_timestamp(xmin)))::float8 FROM raw_trades"
@@ -111,6 +116,13 @@ async def compare(
     assert rows == equal == total == wanted, f"{rows=} {equal=} {total=} {wanted=}"
 
 
+async def libraries() -> float:
+    """Return the seconds of a process that imports what the daemon is built on: the floor."""
+    begin = time.monotonic()
+    await output_of((sys.executable, "-c", IMPORTS))
+    return time.monotonic() - begin
+
+
 async def embedded() -> list[Figure]:
     """Return what a start with the embedded database takes, the first one and the next."""
     figures = []
@@ -127,7 +139,7 @@ async def embedded() -> list[Figure]:
                     stored_s = time.monotonic() - began
                     stop_s = await stop(running)
             name = f"embedded, {subject}"
-            figures.append(figure(name, "exec -> first stored trade", [stored_s], "s"))
+            figures.append(figure(name, FIRST_STORED, [stored_s], "s"))
             figures.append(figure(name, "SIGTERM -> end, database included", [stop_s], "s"))
     return figures
 
@@ -138,6 +150,8 @@ async def measure(server_dsn: str) -> list[Figure]:
     for rate in (START_RATE, STOP_RATE):
         cycles = [await cycle(server_dsn, rate) for _ in range(REPEATS)]
         figures += figures_of(f"start, {rate:,}/s", cycles, 1.5, 1.0)
+    alone = [await libraries() for _ in range(REPEATS)]
+    figures.append(figure(f"start, {START_RATE:,}/s", LIBRARIES, alone, "s"))
     many = await cycle(server_dsn, STOP_RATE, ",".join(names(MANY)))
     return figures + figures_of(f"start, {STOP_RATE:,}/s of {MANY:,} symbols", [many])
 
@@ -152,7 +166,7 @@ def figures_of(
     ready, stored, stopped = zip(*cycles, strict=True)
     return [
         figure(name, "exec -> /ready", ready, "s"),
-        figure(name, "exec -> first stored trade", stored, "s", limit=start_limit_s),
+        figure(name, FIRST_STORED, stored, "s", limit=start_limit_s, baseline=LIBRARIES),
         figure(name, "SIGTERM -> end", stopped, "s", limit=stop_limit_s),
     ]
 
