@@ -62,10 +62,19 @@ class Scaling:
 
     @classmethod
     def load(cls, path: Path = SAVED) -> "Scaling":
-        """Read what `save` wrote."""
+        """Read what `save` wrote; nothing when there is no such file."""
+        if not path.exists():
+            return cls()
         found: dict[str, Any] = json.loads(path.read_text())
         found["points"] = [Point(**one) for one in found["points"]]
         return cls(**found)
+
+    def add_points(self, other: "Scaling") -> None:
+        """Take the points of another run in place of those of the same work."""
+        points = {(one.rows, one.streams, one.symbols): one for one in self.points}
+        points |= {(one.rows, one.streams, one.symbols): one for one in other.points}
+        self.points = [points[key] for key in sorted(points)]
+        self.machine = other.machine
 
     def add_memory(self, figures: Sequence[Figure], samples: Sequence[tuple[float, ...]]) -> None:
         """Take what bench_memory has measured."""

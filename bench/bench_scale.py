@@ -5,7 +5,7 @@ saturated; every stored row is compared with what was sent. Streams of a symbol:
 kinds that there are (trade, ticker, kline_1m), 6 the same over two lines, which is the most. Tables
 with rows hold ten days of seven symbols, and a ledger that agrees.
 
-The short form leaves out two lines and 100 million rows and takes four minutes; --full takes 20.
+The short form leaves out two lines and 100 million rows and takes seven minutes; --full takes 20.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -41,6 +41,8 @@ SCRAPES = 5
 SCRAPE_EVERY_S = 1.1
 """So that none is answered with what was made for the one before."""
 TRADES = 500_000
+REPEATS = 3
+"""Of the saturated load, each with a daemon of its own; the median counts."""
 LIMIT_S = 60.0
 
 COMMITTED = "SELECT coalesce(sum(last_id + 1 - $1), 0)::int8 FROM trade_coverage"
@@ -174,6 +176,11 @@ async def saturated(dsn: str, count: int, streams: int, first_id: int) -> dict[s
         }
 
 
+def medians(repeats: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each measure."""
+    return {key: float(np.median([one[key] for one in repeats])) for key in repeats[0]}
+
+
 def whole(trades: float, count: int) -> int:
     """Return a number of trades of which all symbols have equally many."""
     return -(-round(trades) // (GROUP * count)) * GROUP * count
@@ -189,8 +196,11 @@ async def on_empty(server_dsn: str, count: int, streams: int) -> Point:
     """Measure a daemon that begins with empty tables."""
     async with database(server_dsn, "bench_scale") as dsn:
         _, measures = await paced(dsn, count, streams, FIRST_ID)
-    async with database(server_dsn, "bench_scale") as dsn:
-        measures |= await saturated(dsn, count, streams, FIRST_ID)
+    repeats = []
+    for _ in range(REPEATS):
+        async with database(server_dsn, "bench_scale") as dsn:
+            repeats.append(await saturated(dsn, count, streams, FIRST_ID))
+    measures |= medians(repeats)
     return Point(symbols=count, streams=streams, measures=measures)
 
 
@@ -202,15 +212,19 @@ async def on_rows(server_dsn: str, rows: int) -> Point:
         await history.store(dsn)
         say(f"{rows:,} rows made in {time.monotonic() - begin:.0f} s")
         trades, measures = await paced(dsn, 7, 3, FIRST_ID)
-        measures |= await saturated(dsn, 7, 3, FIRST_ID + trades // 7)
+        repeats = []
+        for number in range(REPEATS):
+            first_id = FIRST_ID + (trades + number * whole(TRADES, 7)) // 7
+            repeats.append(await saturated(dsn, 7, 3, first_id))
+        measures |= medians(repeats)
     return Point(symbols=7, streams=3, rows=rows, measures=measures)
 
 
 async def measure(
-    server_dsn: str, streams: Iterable[int], rows: Iterable[int]
+    server_dsn: str, symbols: Iterable[int], streams: Collection[int], rows: Iterable[int]
 ) -> AsyncIterator[Point]:
     """Yield all points of this bench."""
-    for count in SYMBOLS:
+    for count in symbols:
         for several in streams:
             yield await on_empty(server_dsn, count, several)
     for stored in rows:
@@ -222,11 +236,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-async def main(streams: Iterable[int], rows: Iterable[int]) -> Scaling:
+async def main(
+    streams: Collection[int], rows: Iterable[int], symbols: Iterable[int] = SYMBOLS
+) -> Scaling:
     """Run this bench alone."""
     found = Scaling()
     async with server() as dsn:
-        async for point in measure(dsn, streams, rows):
+        async for point in measure(dsn, symbols, streams, rows):
             found.points.append(point)
             costs = ", ".join(f"{key} {value:.4g}" for key, value in point.measures.items())
             say(f"{point.symbols} symbols x {point.streams} on {point.rows:,} rows: {costs}")
@@ -236,20 +252,16 @@ async def main(streams: Iterable[int], rows: Iterable[int]) -> Scaling:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="two lines and 100 million rows, too")
+    parser.add_argument("--symbols", type=int, nargs="*", default=SYMBOLS)
     parser.add_argument("--streams", type=int, nargs="*", choices=STREAMS)
     parser.add_argument("--rows", type=int, nargs="*")
     parser.add_argument("--save", action="store_true", help="for bench/report.py --saved")
     options = parser.parse_args()
-    streams = STREAMS if options.full else SHORT_STREAMS
-    rows = ROWS if options.full else SHORT_ROWS
-    if options.streams is not None:
-        streams = options.streams
-    if options.rows is not None:
-        rows = options.rows
-    found = asyncio.run(main(streams, rows))
+    streams = options.streams or (tuple(STREAMS) if options.full else SHORT_STREAMS)
+    rows = (ROWS if options.full else SHORT_ROWS) if options.rows is None else options.rows
+    found = asyncio.run(main(streams, rows, options.symbols))
     if options.save:
-        with suppress(FileNotFoundError):
-            before = Scaling.load()
-            found.memory, found.samples = before.memory, before.samples
-        found.save()
+        saved = Scaling.load()
+        saved.add_points(found)
+        saved.save()
     print(found.markdown())
