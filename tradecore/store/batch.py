@@ -116,8 +116,9 @@ def live_rows(rows: Rows, target: Target) -> npt.NDArray[np.bool_]:
 
 def days_of(rows: Rows, target: Target, keep: Keep) -> set[date]:
     """Return the UTC days of the rows to keep."""
-    days = np.unique(rows[target.time_field][(keep != 0) & live_rows(rows, target)] // _DAY_US)
-    return {date.fromordinal(_EPOCH_DAY + day) for day in days.tolist()}
+    days = rows[target.time_field][(keep != 0) & live_rows(rows, target)] // _DAY_US
+    # np.unique would import numpy.ma: 10 ms of the loop, and 1.6 MiB.
+    return {date.fromordinal(_EPOCH_DAY + day) for day in set(days.tolist())}
 
 
 def days_of_batch(batch: TradeBatch, from_us: int | None) -> set[date]:
@@ -154,7 +155,7 @@ def minutes_before(batch: TradeBatch, end_us: int | None) -> list["asyncpg.Range
     if end_us is None or len(rows) == 0 or batch.seen.first_us >= end_us:
         return None
     times = rows["trade_us"][(batch.keep != 0) & live_rows(rows, TRADES)]
-    minutes = np.unique(times[times < end_us] // _MINUTE_US)
+    minutes = np.sort(times[times < end_us] // _MINUTE_US)
     if len(minutes) == 0:
         return None
     breaks = np.flatnonzero(np.diff(minutes) > 1)
