@@ -219,10 +219,10 @@ async def reconnect(scene: Scene) -> None:
 
 
 async def leave_out(scene: Scene) -> None:
-    """Leave trades out each second: holes that are filled over REST, as fast as its weight lets."""
+    """Leave trades out: holes that are filled over REST, as fast as its weight lets."""
     while True:
-        await fault(scene, fault="drop", n=10 if scene.is_wide else 1000, connections="one")
-        await asyncio.sleep(1.0)
+        await fault(scene, fault="drop", n=10 if scene.is_wide else 200, connections="one")
+        await asyncio.sleep(1.0 if scene.is_wide else 0.2)
 
 
 async def refresh_old(scene: Scene) -> None:
