@@ -16,13 +16,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import _counted
 
-from tradecore import _copyenc, capture
+from tradecore import _bench, _copyenc, _fastparse, capture
 
 HERE = Path(__file__).parent
 KEPT = HERE / "instructions.json"
@@ -39,7 +40,7 @@ class LackingError(Exception):
 def made_with() -> str:
     """Return what the counts depend on: compiler and Python. Raises LackingError."""
     compilers = set()
-    for module in (capture, _copyenc):
+    for module in (_bench, _copyenc, _fastparse, capture):
         binary = Path(str(module.__file__)).read_bytes()
         if b"__assert_fail" in binary:
             raise LackingError("the extensions were built with TRADECORE_DEBUG=1")
@@ -56,17 +57,18 @@ def count() -> dict[str, float]:
     """Return the instructions of one item of each loop. Raises LackingError without valgrind."""
     if shutil.which("valgrind") is None:
         raise LackingError("valgrind is not installed (apt-get install valgrind)")
-    runs = [(1, 1), (1 + ROUNDS, 1), (1, 1 + ROUNDS)]
+    least = [1] * len(_counted.LOOPS)
+    runs = [[1 + ROUNDS * (at == n) for at in range(len(least))] for n in range(len(least))]
     with ThreadPoolExecutor(2) as pool:
-        least, parse, encode = pool.map(_whole_process, runs)
+        start, *wholes = pool.map(_whole_process, [least, *runs])
     items = ROUNDS * _counted.ITEMS
     return {
-        "parse": round((parse - least) / items, 1),
-        "encode": round((encode - least) / items, 1),
+        name: round((whole - start) / items, 1)
+        for name, whole in zip(_counted.LOOPS, wholes, strict=True)
     }
 
 
-def _whole_process(rounds: tuple[int, int]) -> int:
+def _whole_process(rounds: Sequence[int]) -> int:
     done = subprocess.run(
         [
             *("valgrind", "--tool=cachegrind", "--cache-sim=no"),
