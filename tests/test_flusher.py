@@ -122,31 +122,32 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("pending", "age_s", "since_s", "wait"),
     [
-        (0, 9.0, 9.0, (None, 1)),
-        (100, 0.0, 9.0, (0.0, 0)),
-        (500, -3.0, 9.0, (0.0, 0)),
+        (0, 9.0, 9.0, (0.5, 100)),
+        (0, 0.0, 0.0, (0.5, 100)),
+        (100, 0.0, 9.0, (0.0, 2048)),
+        (500, -3.0, 9.0, (0.0, 2048)),
         (1, 0.25, 9.0, (0.75, 100)),
         (99, 1.5, 9.0, (0.0, 100)),
         (1, -60.0, 9.0, (1.0, 100)),
         # The last batch has begun only just now.
-        (100, 0.5, 0.0, (0.025, 4096)),
-        (1, 9.0, 0.0, (0.025, 4096)),
-        (4095, 0.0, 0.0, (0.025, 4096)),
-        (4096, 0.0, 0.0, (0.0, 0)),
-        (0, 0.0, 0.0, (None, 1)),
+        (100, 0.5, 0.0, (0.05, 2048)),
+        (1, 9.0, 0.0, (0.05, 100)),
+        (1, 0.25, 0.0, (0.75, 100)),
+        (2047, 0.0, 0.0, (0.05, 2048)),
+        (2048, 0.0, 0.0, (0.0, 2048)),
     ],
 )
-def test_the_policy(
-    pending: int, age_s: float, since_s: float, wait: tuple[float | None, int]
-) -> None:
+def test_the_policy(pending: int, age_s: float, since_s: float, wait: tuple[float, int]) -> None:
     assert FlushPolicy(100, 1.0).wait(pending, age_s, since_s) == wait
 
 
 def test_the_pace_is_no_slower_than_the_policy() -> None:
-    assert FlushPolicy(100, 0.005).wait(100, 0.0, 0.001).limit_s == pytest.approx(0.004)
-    assert FlushPolicy(100, 0.005).wait(100, 0.0, 0.006).limit_s == 0.0
-    assert FlushPolicy(10_000, 1.0).wait(5_000, 0.0, 0.0).limit_s == 0.025
-    assert FlushPolicy(10_000, 1.0).wait(10_000, 0.0, 0.0).limit_s == 0.0
+    quick, large = FlushPolicy(100, 0.005), FlushPolicy(10_000, 1.0)
+    assert quick.wait(0, 0.0, 0.0) == (0.5, 1)  # the first row counts
+    assert quick.wait(100, 0.0, 0.001).limit_s == pytest.approx(0.004)
+    assert quick.wait(100, 0.0, 0.006).limit_s == 0.0
+    assert large.wait(9_999, 0.75, 9.0) == (0.25, 10_000)
+    assert large.wait(10_000, 0.0, 0.0) == (0.0, 10_000)
 
 
 async def test_a_busy_market_is_written_in_batches_apart(tmp_path: Path) -> None:
@@ -167,7 +168,6 @@ async def test_a_busy_market_is_written_in_batches_apart(tmp_path: Path) -> None
         apart_s = np.diff(begun_ns) / 1e9
         # The timer of the loop may be early by its granularity.
         assert apart_s.min() > flusher_module.PACE_S - 0.003
-        begun_ns.clear()
         one.feed(count, flusher_module.PACE_ROWS)
         await until(lambda: sum(map(len, one.sink.batches)) == count + flusher_module.PACE_ROWS)
 

@@ -31,21 +31,23 @@ from tradecore.ring import Ring
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH_ROWS = 16384
-"""Rows of one transaction at most: past 8,192 a larger one gains nothing and blocks for longer."""
+MAX_BATCH_ROWS = 32768
+"""Rows of one transaction at most. A transaction has half a dozen trips, on each of which either
+side waits for the other: with twice the rows they are 6 % less of the time."""
 
-PACE_S = 0.025
+PACE_S = 0.05
 """Batches begin no closer together, or BATCH_TIMEOUT if that is shorter: each costs half a
 millisecond of processor time whatever its size."""
 
-PACE_ROWS = 4096
+PACE_ROWS = 2048
 """So many rows do not wait for the pace."""
 
 STATE_INTERVAL_S = 1.0
 """Tickers and klines are written once a second, so at most one ticker a second and symbol."""
 
 IDLE_LOOK_S = 0.5
-"""How often an idle flusher looks at the ring although nothing woke it."""
+"""How often an idle flusher looks at the ring although nothing woke it: a read that ends in a
+protocol violation wakes nobody."""
 
 QUIET_S = 5.0
 """Without a successful write for so long, the database is asked whether it is there."""
@@ -62,7 +64,7 @@ REFUSED_PATIENCE = 5.0
 attempt is an error in its log."""
 
 DURATION_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-ROWS_BOUNDS = (1, 10, 50, 100, 200, 500, 1000, 2000, 4000, 8000, MAX_BATCH_ROWS)
+ROWS_BOUNDS = (1, 10, 50, 100, 200, 500, 1000, 2000, 4000, 8000, 16_000, MAX_BATCH_ROWS)
 LATENCY_BOUNDS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5,
     1.0, 1.5, 2.0, 5.0, 10.0, 60.0, 600.0,
@@ -101,8 +103,8 @@ class Sink(Protocol):
 class Wait(NamedTuple):
     """How long to wait for the next look at the ring."""
 
-    limit_s: float | None
-    """0.0: a batch is due now. None: as long as it takes."""
+    limit_s: float
+    """0.0: a batch is due now."""
     rows: int
     """Look earlier when so many rows are there."""
 
@@ -117,15 +119,16 @@ class FlushPolicy:
     def wait(self, pending: int, oldest_age_s: float, since_s: float) -> Wait:
         """Tell when a batch is due; the last one has begun `since_s` ago."""
         if pending == 0:
-            return Wait(None, 1)
+            # Whoever looks again before a row can be overdue need not be told of the first one.
+            patient = self.batch_age_s >= IDLE_LOOK_S
+            return Wait(IDLE_LOOK_S, self.batch_rows if patient else 1)
         hurry = max(PACE_ROWS, self.batch_rows)
-        if pending < hurry and (pace_s := min(PACE_S, self.batch_age_s) - since_s) > 0:
-            return Wait(pace_s, hurry)
+        pace_s = min(PACE_S, self.batch_age_s) - since_s if pending < hurry else 0.0
         if pending >= self.batch_rows:
-            return Wait(0.0, 0)
+            return Wait(max(0.0, pace_s), hurry)
         # A clock that stepped back makes an age negative: never wait longer than the policy says.
         age_s = min(max(0.0, oldest_age_s), self.batch_age_s)
-        return Wait(self.batch_age_s - age_s, self.batch_rows)
+        return Wait(max(self.batch_age_s - age_s, pace_s, 0.0), self.batch_rows)
 
 
 @dataclass(slots=True)
@@ -282,8 +285,6 @@ class Flusher:
                 return
             self._due.clear()
             self._capture.wake_when(rows, self._due.set)
-            # A read that ends in a protocol violation wakes nobody: look now and then.
-            limit_s = IDLE_LOOK_S if limit_s is None else limit_s
             timer = asyncio.get_running_loop().call_later(limit_s, self._due.set)
             try:
                 await self._due.wait()
