@@ -5,6 +5,7 @@ difference instead of several.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -12,6 +13,7 @@ import numpy as np
 from _processes import Running
 from numpy.typing import NDArray
 
+from tradecore.schema import TRADE_DTYPE
 from tradecore.simulate.market import Market
 
 # Numbers of a fixed width, so that the binary rows are an array. Exact: no column has more than
@@ -77,3 +79,20 @@ def _sent(market: Market, symbol: str, first_id: int, last_id: int) -> NDArray[n
             for p in market.parts(symbol, first_id, last_id + 1)
         ]
     )
+
+
+def sent_rows(
+    market: Market, symbols: Sequence[str], ids: Mapping[str, Mapping[str, int]]
+) -> NDArray[np.void]:
+    """Return what the market has printed as rows of TRADE_DTYPE, in order of time; the symbol ids
+    are the places in `symbols`."""
+    parts = []
+    for number, symbol in enumerate(symbols):
+        sent = _sent(market, symbol, ids[symbol]["first_id"], ids[symbol]["last_id"])
+        rows = np.zeros(sent.shape[1], TRADE_DTYPE)
+        for name, column in zip((*_COLUMNS[:-1], "flags"), sent, strict=True):
+            rows[name] = column
+        rows["symbol_id"] = number
+        parts.append(rows)
+    rows = np.concatenate(parts)
+    return rows[np.argsort(rows["trade_us"], kind="stable")]

@@ -1,10 +1,15 @@
 """End to end: simulated exchange -> daemon -> PostgreSQL, each a process, on shared cores.
 
-saturated  the exchange sends as fast as the daemon reads; what counts is committed rows a second
+saturated  the exchange sends as fast as the daemon reads; what counts is committed rows a second,
+           and the daemon's CPU from the first trade to the last commit. The ceiling COPYs the same
+           rows, prebuilt, in the same batches, into the same table
 steady     1,000 trades/s, one a millisecond, with the default batch settings: a batch fills in
            100 ms; latency by the server's commit times and by the daemon's own histogram
-bursty     the same number of trades, as the simulated market has them: bursts and lulls
+bursty     the same number of trades, as the simulated market has them: bursts and lulls; and twenty
+           times as many
 idle       connected, next to no trade
+
+After each run every row is compared with what was sent.
 """
 
 import asyncio
@@ -12,22 +17,29 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 import numpy as np
 from _database import database, server
 from _harness import HERE, Figure, arguments, figure, report
-from _processes import Running, daemon, exchange, output_of, until_ready
-from _workload import FIRST_US, SYMBOLS, trade_frames, trade_rows
+from _processes import CpuClock, Running, daemon, exchange, output_of, until_ready
+from _truth import compare, sent_rows
+from _workload import FIRST_US, SYMBOLS, symbol_table, trade_frames, trade_rows
 from prometheus_client.parser import text_string_to_metric_families
 
+from tradecore._copyenc import encode_trades
+from tradecore.flusher import MAX_BATCH_ROWS
+from tradecore.schema import TRADE_COLUMNS
+from tradecore.simulate.market import Market
 from tradecore.store.partitions import Partitions
 
 TRADES = 1_000_000
 SCRIPT_TRADES = 300_000
-REPEATS = 2
+REPEATS = 3
 RATE = 1000
 PACED_S = 15.0
 WARM_UP_S = 3.0
@@ -37,6 +49,10 @@ STALL_LIMIT_S = 60.0
 
 STEADY = f"steady {RATE:,}/s"
 BURSTY = f"bursty {RATE:,}/s"
+BUSY_RATE = 20_000
+BUSY = f"bursty {BUSY_RATE:,}/s"
+CPU_LIMITS = {RATE: 2.0, BUSY_RATE: 6.0}
+CEILING = "COPY of the same rows prebuilt (ceiling)"
 DAEMON = "tradecore"
 SCRIPT = "script: picows, orjson, Decimal, copy_records_to_table"
 LIST = ",".join(SYMBOLS)
@@ -47,6 +63,27 @@ LATENCY = """
         pg_xact_commit_timestamp(xmin) - received_at)) AS quantiles, count(*) AS rows
     FROM raw_trades WHERE received_at >= to_timestamp($1)
 """
+
+
+SPAN = """
+    SELECT extract(epoch FROM min(received_at))::float8,
+        (SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xid)))::float8
+         FROM (SELECT DISTINCT xmin AS xid FROM raw_trades) AS transactions)
+    FROM raw_trades
+"""
+"""From when the first trade was received to the last commit."""
+
+
+class Saturated(NamedTuple):
+    """What came out of one run."""
+
+    rate: float
+    """Trades a second, received to committed."""
+    cpu_us: float
+    """Of the daemon, a trade, in the same span of time."""
+    peak_mib: float
+    ceiling: float
+    """Rows a second of the COPY alone."""
 
 
 def environ(dsn: str, ws: str, rest: str, streams: str) -> dict[str, str]:
@@ -66,27 +103,55 @@ def saturated_by(trades: int) -> tuple[str, ...]:
     return ("--rate", "0", "--prerender", count, "--prerender-micro", "--count", count)
 
 
-async def saturated(server_dsn: str, number: int) -> tuple[float, float, float]:
-    """Return trades/s, CPU us a trade and peak RSS in MiB of the daemon."""
-    saturating = saturated_by(TRADES)
+async def saturated(server_dsn: str, number: int) -> Saturated:
+    """Let the daemon store what comes as fast as it can; then COPY the same rows, prebuilt."""
     async with (
         database(server_dsn, f"bench_saturated_{number}") as dsn,
-        exchange("--symbols", LIST, *saturating) as (venue, ws),
-        daemon(environ(dsn, ws, venue.http, "trade")) as running,
+        exchange("--symbols", LIST, *saturated_by(TRADES)) as (venue, ws),
     ):
         connection = await asyncpg.connect(dsn)
         try:
-            await until_stored(connection, TRADES)
-            end = time.time()
-            cpu_s, peak_mib = running.cpu_s(), running.memory_mib("VmHWM")
-            begin, rows = await connection.fetchrow(
-                "SELECT extract(epoch FROM min(received_at))::float8, count(*) FROM raw_trades"
-            )
-            assert rows == TRADES, f"{rows} rows in the table"
-            await compare_with_venue(connection, venue)
+            async with daemon(environ(dsn, ws, venue.http, "trade")) as running:
+                cpu = CpuClock(running.process.pid)
+                async with asyncio.TaskGroup() as group:
+                    sampling = group.create_task(cpu.run())
+                    await until_stored(connection, TRADES)
+                    sampling.cancel()
+                cpu.sample()
+                peak_mib = running.memory_mib("VmHWM")
+            begin, end = await connection.fetchrow(SPAN)
+            assert await compare(connection, venue) == TRADES
+            await compare_ledger(connection, venue)
+            ceiling = await copy_prebuilt(connection, venue)
         finally:
             await connection.close()
-    return TRADES / (end - begin), cpu_s * 1e6 / TRADES, peak_mib
+    cpu_us = cpu.between(begin, end) * 1e6 / TRADES
+    return Saturated(TRADES / (end - begin), cpu_us, peak_mib, ceiling)
+
+
+async def copy_prebuilt(connection: asyncpg.Connection, venue: Running) -> float:
+    """Return rows/s of a COPY that has its bytes ready, a transaction a batch."""
+    state = json.loads(await venue.get("/sim/state"))
+    rows = sent_rows(Market(**state["market"]), SYMBOLS, state["symbols"])
+    rows["recv_ns"] = rows["trade_us"] * 1000
+    batches = [
+        [bytes(part) for part in encode_trades(rows[at : at + MAX_BATCH_ROWS], symbol_table())]
+        for at in range(0, len(rows), MAX_BATCH_ROWS)
+    ]
+    await connection.execute("TRUNCATE raw_trades; CHECKPOINT")
+    begin = time.perf_counter()
+    for batch in batches:
+
+        async def parts(batch: list[bytes] = batch) -> AsyncIterator[bytes]:
+            for part in batch:
+                yield part
+
+        await connection.copy_to_table(
+            "raw_trades", source=parts(), columns=TRADE_COLUMNS, format="binary"
+        )
+    rate = len(rows) / (time.perf_counter() - begin)
+    assert await compare(connection, venue) == TRADES
+    return rate
 
 
 async def until_stored(connection: asyncpg.Connection, count: int) -> None:
@@ -101,7 +166,7 @@ async def until_stored(connection: asyncpg.Connection, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def compare_with_venue(connection: asyncpg.Connection, venue: Running) -> None:
+async def compare_ledger(connection: asyncpg.Connection, venue: Running) -> None:
     """Assert that the ledger holds what the exchange has sent, no more and no less."""
     sent = json.loads(await venue.get("/sim/state"))["symbols"]
     found = await connection.fetch("SELECT symbol, first_id, last_id FROM trade_coverage")
@@ -131,7 +196,7 @@ async def script(server_dsn: str) -> tuple[float, float]:
     return result["trades"] / result["seconds"], result["cpu_s"] * 1e6 / result["trades"]
 
 
-async def paced(server_dsn: str, name: str, *pace: str) -> list[Figure]:
+async def paced(server_dsn: str, name: str, rate: int, *pace: str) -> list[Figure]:
     """Return latency and CPU with the default batch settings; `pace` are the exchange's options."""
     async with (
         database(server_dsn, "bench_paced") as dsn,
@@ -151,7 +216,7 @@ async def paced(server_dsn: str, name: str, *pace: str) -> list[Figure]:
         finally:
             await connection.close()
     p50_s, p99_s = row["quantiles"]
-    trades = RATE * PACED_S
+    trades = rate * PACED_S
     assert row["rows"] > 0.9 * trades, f"{row['rows']} rows in {PACED_S:.0f} s"
     bound_s = quantile({le: after[le] - before[le] for le in after}, 0.99)
     limit = 150.0 if name == STEADY else None
@@ -161,7 +226,13 @@ async def paced(server_dsn: str, name: str, *pace: str) -> list[Figure]:
         figure(
             name, "receive -> commit p99, daemon's histogram", [bound_s * 1e3], "ms", limit=limit
         ),
-        figure(name, "CPU of the daemon", [cpu_s * 1e6 / trades], "us/trade"),
+        figure(
+            name,
+            "CPU of the daemon",
+            [100 * cpu_s / PACED_S],
+            "% of a core",
+            limit=CPU_LIMITS[rate],
+        ),
     ]
 
 
@@ -177,8 +248,11 @@ async def latencies(server_dsn: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         recording = Path(folder) / "steady.jsonl"
         write_steady_recording(recording)
-        figures = await paced(server_dsn, STEADY, "--replay", str(recording))
-    return figures + await paced(server_dsn, BURSTY, "--symbols", LIST, "--rate", str(RATE))
+        figures = await paced(server_dsn, STEADY, RATE, "--replay", str(recording))
+    for name, rate in ((BURSTY, RATE), (BUSY, BUSY_RATE)):
+        pace = ("--symbols", LIST, "--rate", str(rate))
+        figures += await paced(server_dsn, name, rate, *pace)
+    return figures
 
 
 async def idle(server_dsn: str) -> list[Figure]:
@@ -222,18 +296,31 @@ async def measure(server_dsn: str) -> list[Figure]:
     """Return all figures of this bench."""
     figures = await idle(server_dsn)
     figures += await latencies(server_dsn)
-    rates, cpu_us, peaks = zip(
-        *[await saturated(server_dsn, number) for number in range(REPEATS)], strict=True
-    )
+    runs = [await saturated(server_dsn, number) for number in range(REPEATS)]
+    rates, cpu_us, peaks, ceilings = zip(*runs, strict=True)
     script_rate, script_cpu_us = await script(server_dsn)
     name = "saturated"
     return [
         *figures,
-        figure(name, DAEMON, rates, "trades/s", baseline=SCRIPT, limit=200_000),
+        figure(*(name, DAEMON, rates, "trades/s"), baseline=SCRIPT, limit=400_000, ratio_least=3.0),
         figure(name, SCRIPT, [script_rate], "trades/s"),
-        figure(name, "CPU of the daemon", cpu_us, "us/trade", baseline="CPU of the script"),
+        figure(name, CEILING, ceilings, "trades/s", baseline=SCRIPT),
+        figure(
+            *(name, f"{DAEMON} beside the ceiling", rates, "trades/s"),
+            baseline=CEILING,
+            ratio_least=0.8,
+        ),
+        figure(
+            name,
+            "CPU of the daemon",
+            cpu_us,
+            "us/trade",
+            baseline="CPU of the script",
+            limit=0.3,
+            ratio_least=12.0,
+        ),
         figure(name, "CPU of the script", [script_cpu_us], "us/trade"),
-        figure(name, "peak RSS of the daemon", peaks, "MiB", limit=128),
+        figure(name, "peak RSS of the daemon", peaks, "MiB", limit=96),
     ]
 
 
