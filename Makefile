@@ -28,7 +28,7 @@ MODE := $(if $(filter 1,$(TRADECORE_DEBUG)),debug,release)
 BUILT := $(VENV)/.built-$(MODE)
 SOURCES := $(shell find tradecore -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: run test levels image clients install demo bench instructions peers bench-peers torture pythons sanitize fuzz requirements docs lint venv clean
+.PHONY: run test levels image clients install demo bench bench-report instructions peers bench-peers torture pythons sanitize fuzz requirements docs lint venv clean
 .NOTPARALLEL:
 
 run: venv
