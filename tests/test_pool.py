@@ -79,7 +79,8 @@ async def test_the_sessions_of_a_pool(database: str) -> None:
 async def test_a_session_leaves_nothing_behind(database: str) -> None:
     state = """
         SELECT current_setting('lock_timeout'),
-               (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')
+               (SELECT count(*) FROM pg_locks
+                WHERE locktype = 'advisory' AND pid = pg_backend_pid())
     """
     async with await open_pool(database, 1) as pool:
         before = await pool.fetchrow(state)

@@ -7,7 +7,7 @@ share one advisory lock, so that who takes it alone knows that no transaction wi
 whatever it then writes into store_state is seen by the next ones.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,11 @@ _LOCK = f"""
 WITH locked AS MATERIALIZED (
     SELECT FROM trade_symbols WHERE symbol = ANY({{symbols}}) ORDER BY symbol FOR UPDATE
 )
-SELECT FROM locked CROSS JOIN (
+, fence AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared({WRITERS_KEY}, hashtext(current_schema()))
     FROM (SELECT count(*) FROM locked) AS all_of_them
-) AS fence
+)
+SELECT FROM locked CROSS JOIN fence
 """
 
 LOCK = _LOCK.format(symbols="$1::text[]")
@@ -51,13 +52,16 @@ def begin(symbols: Collection[str]) -> str:
     """Return what begins a transaction and locks `symbols`, as `LOCK` does, in one trip."""
     if not symbols:
         return BEGIN
-    listed = ", ".join(map(_literal, symbols))
-    return f"{BEGIN}; {_LOCK.format(symbols=f'ARRAY[{listed}]')}"
+    # One constant, whatever the number of symbols: pg_stat_statements has one entry for it.
+    return f"{BEGIN}; {_LOCK.format(symbols=_array(symbols))}"
 
 
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", r"\\").replace("'", "''")
-    return f"E'{escaped}'"
+def _array(texts: Iterable[str]) -> str:
+    """Return a constant of SQL, whatever the server's settings of strings are."""
+    quoted = [text.replace("\\", r"\\").replace('"', r"\"") for text in texts]
+    elements = ",".join(f'"{text}"' for text in quoted)
+    constant = elements.replace("\\", r"\\").replace("'", "''")
+    return f"E'{{{constant}}}'::text[]"
 
 
 LOCK_OUT_WRITERS = f"SELECT pg_advisory_xact_lock({WRITERS_KEY}, hashtext(current_schema()))"

@@ -10,7 +10,7 @@ import asyncpg
 from asyncpg.protocol import NO_TIMEOUT
 
 from tradecore._copyenc import CopySlices
-from tradecore.errors import TransientStoreError
+from tradecore.errors import StoreError, TransientStoreError
 from tradecore.store.statements import affected, begin
 
 _ROLLBACK_LIMIT_S = 5.0
@@ -53,7 +53,8 @@ async def transaction(
     try:
         check_locked(await conn.execute(begin(symbols)), symbols)
         yield conn
-        await conn.execute("COMMIT")
+        if (status := await conn.execute("COMMIT")) != "COMMIT":
+            raise StoreError(f"the transaction ended with {status}: nothing of it is stored")
     except Exception as exc:
         if not _is_open(conn):
             raise TransientStoreError("connection", f"the connection ended: {exc}") from exc
