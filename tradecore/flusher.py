@@ -35,8 +35,15 @@ MAX_BATCH_ROWS = 32768
 """Rows of one transaction at most. A transaction has half a dozen trips, on each of which either
 side waits for the other: with twice the rows they are 6 % less of the time."""
 
+TOO_SLOW = ("timeout", "57014")
+"""Reasons for which a batch may have failed because it is too large for what the database, or the
+way to it, gets done in the time that a transaction has: the next one has half its rows."""
+
+LEAST_ROWS = 1024
+"""It becomes no smaller for that."""
+
 PACE_S = 0.05
-"""Batches begin no closer together, or BATCH_TIMEOUT if that is shorter: each costs half a
+"""Batches begin no closer together, or BATCH_TIMEOUT if that is shorter: each costs about a
 millisecond of processor time whatever its size."""
 
 PACE_ROWS = 2048
@@ -115,6 +122,15 @@ class FlushPolicy:
 
     batch_rows: int
     batch_age_s: float
+    hurry_rows: int = PACE_ROWS
+    """So many do not wait for the pace."""
+
+    @classmethod
+    def fitting(cls, batch_rows: int, batch_age_s: float, capacity: int) -> "FlushPolicy":
+        """Return the policy of a ring of `capacity` rows: a quarter of it is due in any case,
+        before the sockets have to be paused."""
+        quarter = max(capacity // 4, 1)
+        return cls(min(batch_rows, MAX_BATCH_ROWS, quarter), batch_age_s, min(PACE_ROWS, quarter))
 
     def wait(self, pending: int, oldest_age_s: float, since_s: float) -> Wait:
         """Tell when a batch is due; the last one has begun `since_s` ago."""
@@ -122,13 +138,13 @@ class FlushPolicy:
             # Whoever looks again before a row can be overdue need not be told of the first one.
             patient = self.batch_age_s >= IDLE_LOOK_S
             return Wait(IDLE_LOOK_S, self.batch_rows if patient else 1)
-        hurry = max(PACE_ROWS, self.batch_rows)
+        hurry = max(self.hurry_rows, self.batch_rows)
         pace_s = min(PACE_S, self.batch_age_s) - since_s if pending < hurry else 0.0
         if pending >= self.batch_rows:
             return Wait(max(0.0, pace_s), hurry)
-        # A clock that stepped back makes an age negative: never wait longer than the policy says.
-        age_s = min(max(0.0, oldest_age_s), self.batch_age_s)
-        return Wait(max(self.batch_age_s - age_s, pace_s, 0.0), self.batch_rows)
+        # A clock that stepped back makes an age negative: how long the row has waited is not known.
+        due_s = self.batch_age_s - oldest_age_s if oldest_age_s >= 0 else 0.0
+        return Wait(max(due_s, pace_s, 0.0), self.batch_rows)
 
 
 @dataclass(slots=True)
@@ -237,6 +253,7 @@ class Flusher:
         self._on_opened = on_opened
         self._due = asyncio.Event()
         self._draining = asyncio.Event()
+        self._most_rows = MAX_BATCH_ROWS
         self._began_ns = 0  # monotonic clock of the last batch of trades
         self._again: set[str] = set()  # what failed last, and waits for its next attempt
 
@@ -258,7 +275,7 @@ class Flusher:
         backoff = Backoff(RETRY_BASE_S, RETRY_CAP_S)
         while True:
             await self._until_due()
-            rows = self._ring.peek(MAX_BATCH_ROWS)
+            rows = self._ring.peek(self._most_rows)
             if len(rows) == 0:
                 if self._draining.is_set():
                     return
@@ -267,6 +284,7 @@ class Flusher:
             write = self._sink.write_trades(rows)
             result = await self._attempt("trades", len(rows), write, backoff)
             if result is not None:
+                self._most_rows = min(2 * self._most_rows, MAX_BATCH_ROWS)
                 self.stats.observe_flush(rows, result, began_ns)
                 self._ring.release(len(rows))
                 self._after_release()
@@ -349,6 +367,8 @@ class Flusher:
             self.stats.failed(error, asked_ns)
             if count:
                 self._again.add(what)
+            if what == "trades" and error.reason in TOO_SLOW:
+                self._most_rows = max(count // 2, LEAST_ROWS)
             # While draining the supervisor's time limit ends the attempts.
             patience = REFUSED_PATIENCE if error.fatal_looking else 1.0
             await asyncio.sleep(max(patience * backoff.next_delay_s(), 0.01))

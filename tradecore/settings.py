@@ -150,7 +150,10 @@ class Settings:
         values.capacity,
     )
     batch_size: int = _env(
-        "BATCH_SIZE", "100", "trades that start a flush", values.whole(1, 1_000_000)
+        "BATCH_SIZE",
+        "100",
+        "trades that start a flush, 50 ms after the last one began or later",
+        values.whole(1, 1_000_000),
     )
     batch_timeout_ms: int = _env(
         "BATCH_TIMEOUT",

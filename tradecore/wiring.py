@@ -115,7 +115,9 @@ class Wiring:
             self._capture,
             conflator,
             self.store,
-            FlushPolicy(settings.batch_size, settings.batch_timeout_ms / 1e3),
+            FlushPolicy.fitting(
+                settings.batch_size, settings.batch_timeout_ms / 1e3, self.ring.capacity
+            ),
             after_release=self._pressure.after_release,
             on_opened=self._on_opened,
         )
