@@ -175,7 +175,7 @@ class Observer:
             ),
             streams_wanted=sum(c.streams for c in connections),
             symbols=SymbolStates(self._symbols()),
-            stale=tuple(parts.continuity.stale.intersection(parts.roster.symbols)),
+            stale=tuple(s for s in parts.roster.symbols if s in parts.continuity.stale),
             ring=RingUse(
                 rows=parts.ring.pending,
                 capacity=parts.ring.capacity,

@@ -69,6 +69,11 @@ class SymbolState(NamedTuple):
     """The venue prints its trades and they do not come."""
 
 
+def _raising(exc: BaseException) -> Iterator[SymbolState]:
+    raise exc
+    yield
+
+
 class SymbolStates(Sequence[SymbolState]):
     """States that are read when somebody asks for them, the first time all of them.
 
@@ -81,7 +86,15 @@ class SymbolStates(Sequence[SymbolState]):
 
     def read(self) -> Iterator[None]:
         """Read them in slices, so that others may have the loop in between."""
-        while some := list(islice(self._coming, SLICE_SYMBOLS)):
+        while True:
+            try:
+                some = list(islice(self._coming, SLICE_SYMBOLS))
+            except BaseException as exc:
+                # Who asks again must not take what was read so far for all of them.
+                self._coming = _raising(exc)
+                raise
+            if not some:
+                return
             self._states += some
             yield
 
@@ -99,7 +112,8 @@ class SymbolStates(Sequence[SymbolState]):
         return self._all()[place]
 
     def _all(self) -> list[SymbolState]:
-        self._states.extend(self._coming)
+        for _ in self.read():
+            pass
         return self._states
 
 
