@@ -135,13 +135,19 @@ def test_a_buffer_is_used_again_by_the_next_stream_only() -> None:
     first = encode_trades(rows, symbols)
     buffer = next(first).obj
     second = encode_trades(rows, symbols)  # while the first one has not ended
-    assert next(second).obj is not buffer
+    other = next(second).obj
+    assert other is not buffer
     assert list(first) == list(second) == []
     assert list(first) == []
-    assert next(encode_trades(rows, symbols)).obj is not buffer  # the one that ended last
+    third = encode_trades(rows, symbols)
+    assert next(third).obj is other  # of the one that ended last
     left = encode_trades(rows, symbols)
-    next(left)
-    del left  # never walked to its end
+    abandoned = next(left).obj
+    del left  # never walked to its end: nobody knows who still looks at it
+    assert list(third) == []
+    fourth = encode_trades(rows, symbols)
+    assert next(fourth).obj is other is not abandoned
+    assert list(fourth) == []
     assert joined(encode_trades(rows, symbols)) == stream_bytes([trade_bytes(rows[0], "BTCUSDT")])
 
 
