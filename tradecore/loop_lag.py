@@ -7,7 +7,7 @@ from tradecore import clock
 
 INTERVAL_S = 0.25
 """Between two looks: each costs 50 us. A loop that is held for 50 ms each second is caught every
-twenty seconds or so."""
+five seconds or so."""
 
 BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Timers of the loop count in whole milliseconds: what is below two is noise."""
