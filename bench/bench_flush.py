@@ -4,12 +4,12 @@ The usual way builds tuples with Decimal for `copy_records_to_table`. The ceilin
 were encoded beforehand and knows no ledger: nothing on this server can be faster.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import numpy as np
+import uvloop
 from _database import database, server
 from _harness import Figure, arguments, figure, report
 from _workload import symbol_table, trade_rows
@@ -69,21 +69,21 @@ class Bench:
                 "raw_trades", source=parts(), columns=TRADE_COLUMNS, format="binary"
             )
 
-    async def seconds(self, write: Write) -> float:
-        """Empty the tables, write all batches one after the other, return the time it took."""
+    async def seconds(self, write: Write) -> tuple[float, float]:
+        """Empty the tables, write all batches; return the time it took, and our CPU time."""
         await self.pool.execute("TRUNCATE raw_trades, trade_coverage, trade_gaps")
         await self.pool.execute("CHECKPOINT")
-        start = time.perf_counter()
+        start, cpu_s = time.perf_counter(), time.process_time()
         for number in range(len(self.batches)):
             await write(number)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu_s
 
-    async def measure(self) -> dict[str, list[float]]:
-        """Return the seconds of every way and repeat; the ways take turns."""
+    async def measure(self) -> dict[str, list[tuple[float, float]]]:
+        """Return what every way took in every repeat; the ways take turns."""
         await self.seconds(self.with_sink)  # makes the partitions, warms the caches
         wanted = await self.pool.fetchrow(TOTALS)
         assert wanted is not None and wanted[0] == self.total
-        found: dict[str, list[float]] = {SINK: [], USUAL: [], CEILING: []}
+        found: dict[str, list[tuple[float, float]]] = {SINK: [], USUAL: [], CEILING: []}
         ways = ((SINK, self.with_sink), (USUAL, self.with_tuples), (CEILING, self.with_bytes))
         for _ in range(REPEATS):
             for name, write in ways:
@@ -92,22 +92,33 @@ class Bench:
         return found
 
 
+def figures_of(
+    bench: Bench, name: str, title: str, took: list[tuple[float, float]]
+) -> list[Figure]:
+    """Return the figures of one way: throughput of large batches, time of default ones; CPU."""
+    baseline = "" if name == USUAL else USUAL
+    cpu_us = [cpu_s * 1e6 / bench.total for _, cpu_s in took]
+    if len(bench.batches[0]) > 1000:
+        values, unit = [bench.total / wall_s for wall_s, _ in took], "trades/s"
+    else:
+        values, unit = [wall_s * 1e3 / len(bench.batches) for wall_s, _ in took], "ms/batch"
+    limit = 0.2 if name == SINK and unit == "trades/s" else None
+    return [
+        figure(title, name, values, unit, baseline=baseline),
+        figure(*(f"{title}: own CPU", name, cpu_us, "us/trade"), baseline=baseline, limit=limit),
+    ]
+
+
 async def measure(server_dsn: str) -> list[Figure]:
-    """Return the figures: throughput of large batches, time of default ones."""
+    """Return the figures of large batches and of default ones."""
     figures = []
     async with database(server_dsn, "bench_flush") as dsn:
         pool = await open_pool(dsn, 2)
         try:
-            large = Bench(pool, 16_384, 16)
-            for name, seconds in (await large.measure()).items():
-                rates = [large.total / s for s in seconds]
-                baseline = "" if name == USUAL else USUAL
-                figures.append(figure("flush 16,384", name, rates, "trades/s", baseline=baseline))
-            small = Bench(pool, 100, 200)
-            for name, seconds in (await small.measure()).items():
-                times = [s * 1e3 / len(small.batches) for s in seconds]
-                baseline = "" if name == USUAL else USUAL
-                figures.append(figure("flush 100", name, times, "ms/batch", baseline=baseline))
+            for rows, batches in ((16_384, 16), (100, 200)):
+                bench = Bench(pool, rows, batches)
+                for name, took in (await bench.measure()).items():
+                    figures += figures_of(bench, name, f"flush {rows:,}", took)
         finally:
             await pool.close()
     return figures
@@ -121,4 +132,4 @@ async def main() -> list[Figure]:
 
 if __name__ == "__main__":
     options = arguments(__doc__).parse_args()
-    raise SystemExit(report(asyncio.run(main()), options.json))
+    raise SystemExit(report(uvloop.run(main()), options.json))

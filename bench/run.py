@@ -3,11 +3,11 @@
 Exit code 1 when a target is missed: the machine was busy, or tradecore has become slower.
 """
 
-import asyncio
-
 import bench_e2e
 import bench_flush
+import bench_receive
 import bench_storage
+import uvloop
 from _database import server
 from _harness import Figure, arguments, report, run_small
 
@@ -15,6 +15,7 @@ from _harness import Figure, arguments, report, run_small
 async def _large() -> list[Figure]:
     async with server() as dsn:
         return [
+            *await bench_receive.measure(),
             *await bench_flush.measure(dsn),
             *await bench_storage.measure(dsn),
             *await bench_e2e.measure(dsn),
@@ -28,7 +29,7 @@ def main() -> int:
     options = parser.parse_args()
     figures = run_small(["parse", "encode", "ring"])
     if not options.quick:
-        figures += asyncio.run(_large())
+        figures += uvloop.run(_large())
     return report(figures, options.json)
 
 
