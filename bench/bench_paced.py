@@ -31,7 +31,7 @@ LIMITS = {1_000: 2.0, 20_000: 6.0, 100_000: None}
 """Trades/s, and the most of a core that the daemon may take, in percent."""
 WARM_UP_S = 4.0
 SECONDS = 8.0
-REPEATS = 3
+REPEATS = 2
 PEERS = (TRADECORE, BARE, WITH_PICOWS)
 
 

@@ -22,7 +22,7 @@ from tradecore.schema import TRADE_COLUMNS
 
 BATCH_ROWS = 100
 BATCH_AGE_S = 1.0
-MAX_BATCH_ROWS = 16384
+MAX_BATCH_ROWS = 32768
 """Those three as the daemon has them."""
 
 
