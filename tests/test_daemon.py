@@ -179,6 +179,9 @@ async def test_tickers_and_klines_equal_what_the_exchange_shows(
             assert row["last_price"] == Decimal(last.price_e8).scaleb(-8)
             assert row["last_quantity"] == Decimal(last.quantity_e8).scaleb(-8)
         for row in klines:
+            if row["trade_count"] == 0:  # of a minute that has only just begun
+                assert row["first_id"] == row["last_id"] == -1
+                continue
             candle = exchange.truth.candle(row["symbol"], row["first_id"], row["last_id"] + 1)
             assert candle is not None
             for column, value in {
