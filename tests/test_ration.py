@@ -44,6 +44,31 @@ async def test_making_takes_a_tenth_of_the_time_at_most():
     assert desk.made * desk.cost_ms <= desk.now_ns / MS / 10 + desk.cost_ms
 
 
+async def test_who_waits_for_an_answer_takes_the_one_that_is_being_made_however_old_it_gets():
+    desk = Desk()
+    desk.cost_ms = int(3 * AGE_LIMIT_S * 1000)
+    assert await asyncio.gather(*(desk.get("a") for _ in range(6))) == [1] * 6
+    desk.now_ns += MS
+    assert await desk.get("a") == 2  # asked for after that one was made, and it is too old
+
+
+async def test_what_takes_long_holds_up_no_other():
+    desk, slow = Desk(), asyncio.Event()
+
+    def make_slowly():
+        while not slow.is_set():
+            yield
+        return "slow"
+
+    async with asyncio.timeout(10):
+        waiting = asyncio.create_task(desk.ration.get("large", make_slowly))
+        await asyncio.sleep(0)
+        assert await desk.get("small") == 1
+        assert not waiting.done()
+        slow.set()
+        assert await waiting == "slow"
+
+
 async def test_what_costs_nothing_is_always_fresh():
     desk = Desk()
     desk.cost_ms = 0

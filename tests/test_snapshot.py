@@ -42,3 +42,14 @@ def test_whoever_asks_gets_all_of_them_once(slices: int) -> None:
         assert [state.symbol for state in symbols] == wanted
         assert (len(symbols), symbols[-1].symbol, len(symbols[1:3])) == (COUNT, wanted[-1], 2)
     assert read == wanted
+
+
+def test_what_was_broken_off_is_not_taken_for_all() -> None:
+    def broken() -> Iterator[SymbolState]:
+        yield SymbolState("A", 1, None, None)
+        raise LookupError("it is gone")
+
+    symbols = SymbolStates(broken())
+    for _ in range(3):
+        with pytest.raises(LookupError):
+            list(symbols)
