@@ -36,8 +36,7 @@ WRITERS_KEY = 0x74637772  # "tcwr"; the second key of the lock is the schema
 _LOCK = f"""
 WITH locked AS MATERIALIZED (
     SELECT FROM trade_symbols WHERE symbol = ANY({{symbols}}) ORDER BY symbol FOR UPDATE
-)
-, fence AS MATERIALIZED (
+), fence AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared({WRITERS_KEY}, hashtext(current_schema()))
     FROM (SELECT count(*) FROM locked) AS all_of_them
 )
