@@ -87,6 +87,18 @@ class CpuClock:
 
 
 @asynccontextmanager
+async def cpu_clock(running: Running) -> AsyncIterator[CpuClock]:
+    """Yield the CPU clock of a process that lives on; it is sampled until the body ends."""
+    cpu = CpuClock(running.process.pid)
+    sampling = asyncio.create_task(cpu.run())
+    try:
+        yield cpu
+        cpu.sample()
+    finally:
+        sampling.cancel()
+
+
+@asynccontextmanager
 async def exchange(
     *options: str, program: Sequence[str] = SIMULATOR
 ) -> AsyncIterator[tuple[Running, str]]:

@@ -26,7 +26,7 @@ import asyncpg
 import numpy as np
 from _database import database, server
 from _harness import HERE, Figure, arguments, figure, report
-from _processes import CpuClock, Running, daemon, exchange, output_of, until_ready
+from _processes import Running, cpu_clock, daemon, exchange, output_of, until_ready
 from _truth import compare, sent_rows
 from _workload import FIRST_US, SYMBOLS, symbol_table, trade_frames, trade_rows
 from prometheus_client.parser import text_string_to_metric_families
@@ -112,12 +112,8 @@ async def saturated(server_dsn: str, number: int) -> Saturated:
         connection = await asyncpg.connect(dsn)
         try:
             async with daemon(environ(dsn, ws, venue.http, "trade")) as running:
-                cpu = CpuClock(running.process.pid)
-                async with asyncio.TaskGroup() as group:
-                    sampling = group.create_task(cpu.run())
+                async with cpu_clock(running) as cpu:
                     await until_stored(connection, TRADES)
-                    sampling.cancel()
-                cpu.sample()
                 peak_mib = running.memory_mib("VmHWM")
             begin, end = await connection.fetchrow(SPAN)
             assert await compare(connection, venue) == TRADES

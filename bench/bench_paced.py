@@ -13,7 +13,7 @@ import time
 import asyncpg
 from _database import database, server
 from _harness import Figure, arguments, figure, report
-from _processes import CpuClock, exchange
+from _processes import cpu_clock, exchange
 from _truth import compare
 from bench_e2e import make_partitions
 from bench_peers import (
@@ -49,11 +49,8 @@ async def share(peer: Peer, rate: int, server_dsn: str) -> float:
                 today = venue.ready["epoch_us"] // 86_400_000_000
                 await make_partitions(connection, [today, today + 1])
             async with started(peer, venue, ws, dsn) as running:
-                cpu = CpuClock(running.process.pid)
-                async with asyncio.TaskGroup() as group:
-                    sampling = group.create_task(cpu.run())
+                async with cpu_clock(running) as cpu:
                     await settled(connection, "raw_trades", venue, count)
-                    sampling.cancel()
                 end = await connection.fetchval(
                     "SELECT extract(epoch FROM max(received_at))::float8 FROM raw_trades"
                 )

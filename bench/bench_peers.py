@@ -34,7 +34,7 @@ from _harness import (
     print_rows,
     with_ratios,
 )
-from _processes import CpuClock, Running, daemon, exchange
+from _processes import Running, cpu_clock, daemon, exchange
 from bench_e2e import make_partitions, saturated_by
 
 from tradecore.simulate.market import Market
@@ -191,12 +191,8 @@ async def measure_once(peer: Peer, server_dsn: str, runs: Runs) -> None:
                 today = venue.ready["epoch_us"] // 86_400_000_000
                 await make_partitions(connection, [today, today + 1])
             async with started(peer, venue, ws, dsn) as running:
-                cpu = CpuClock(running.process.pid)
-                async with asyncio.TaskGroup() as group:
-                    sampling = group.create_task(cpu.run())
+                async with cpu_clock(running) as cpu:
                     stored = await settled(connection, table, venue, peer.trades)
-                    sampling.cancel()
-                cpu.sample()
                 runs.peaks_mib.append(running.memory_mib("VmHWM"))
             begin, end = await connection.fetchrow(SPAN.format(table=table, received=received))
             runs.rates.append(stored / (end - begin))
