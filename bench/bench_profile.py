@@ -8,6 +8,7 @@ read from the clocks of its processes. What a part costs by itself (by removal) 
 bench_receive.py, bench_parse.py, bench_encode.py and bench_flush.py.
 """
 
+import argparse
 import asyncio
 import re
 import shutil
@@ -159,4 +160,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     asyncio.run(main())
